@@ -1,0 +1,1 @@
+"""Durable HTTP endpoints for Starlette and FastAPI."""

@@ -1,0 +1,130 @@
+"""Every exception of the package.
+
+Failures form one tree under `DurableError`. Control signals derive from
+`BaseException`, so that a handler's `except Exception` cannot swallow them.
+"""
+
+from __future__ import annotations
+
+
+class DurableError(Exception):
+    """Base class of everything that this package raises for a caller to handle."""
+
+
+class NotSerializable(DurableError):
+    """A value cannot be written to the journal.
+
+    Attributes: `where` names the step (or event), `path` the place inside the value.
+    """
+
+    def __init__(self, where: str, path: str, reason: str) -> None:
+        super().__init__(where, path, reason)
+        self.where = where
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where}: the value at {self.path} cannot be recorded: {self.reason}. "
+            "Return JSON values (str, int, float, bool, None, list, dict with str keys), or "
+            "annotate the return type with a dataclass or pydantic model."
+        )
+
+
+class PayloadTooLarge(DurableError):
+    """A recorded value is larger than the limit for its kind (see `limits`)."""
+
+    def __init__(self, where: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(where, size_bytes, limit_bytes)
+        self.where = where
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where}: {self.size_bytes:,} bytes exceed the limit of {self.limit_bytes:,}. "
+            "Store large data elsewhere and record a reference to it."
+        )
+
+
+class StepFailed(DurableError):
+    """A step whose failure is recorded: raised again, the same, at every replay.
+
+    Attributes: `step`, `error_type` (class name of the original), `message`.
+    """
+
+    def __init__(self, step: str, error_type: str, message: str) -> None:
+        super().__init__(step, error_type, message)
+        self.step = step
+        self.error_type = error_type
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"step {self.step} failed: {self.error_type}: {self.message}"
+
+
+class StreamInterrupted(DurableError):
+    """A crash cut a stream step after part of it had been shown; `recorded` is that part."""
+
+    def __init__(self, step: str, recorded: list[object]) -> None:
+        super().__init__(step, recorded)
+        self.step = step
+        self.recorded = recorded
+
+    def __str__(self) -> str:
+        return (
+            f"stream step {self.step} was interrupted after {len(self.recorded)} recorded items "
+            "that readers have seen; choose on_interrupt= to say how it goes on"
+        )
+
+
+class StoreError(DurableError):
+    """The store refused or failed."""
+
+
+class StoreRefused(StoreError):
+    """The store cannot be opened safely; the message says what to do."""
+
+
+class StoreFailed(StoreError):
+    """A write whose outcome is unknown (I9): nothing of it may be acknowledged."""
+
+
+class Corrupt(StoreError):
+    """Stored bytes fail their checksum (I20); the run concerned is quarantined."""
+
+
+class RunNotFound(DurableError):
+    """There is no such run, or it is not the caller's: the two are not told apart (I18)."""
+
+
+class NotDurable(DurableError):
+    """The call needs a durable run and there is none around it."""
+
+
+class RunCancelled(DurableError):
+    """The run was cancelled, so it has no result."""
+
+
+class RunFailed(DurableError):
+    """The run failed, so it has no result."""
+
+
+class IllegalTransition(DurableError):
+    """A status change that the transition table does not list: a bug in the engine."""
+
+
+class ControlSignal(BaseException):
+    """Base of the signals that unwind a handler without being a failure of it."""
+
+
+class Diverged(ControlSignal):
+    """Replay met something else than the journal holds (I11); `difference` says what."""
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(difference)
+        self.difference = difference
+
+
+class Fenced(ControlSignal):
+    """The run is no longer this process's to commit for (I6, I22)."""

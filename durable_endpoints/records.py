@@ -1,0 +1,92 @@
+"""What is true of a run: its row, its journal's entries, and the frames they travel in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+Status = Literal["running", "suspended", "completed", "failed", "cancelled", "dead", "diverged"]
+
+
+class Kind(IntEnum):
+    """Kinds of journal entries. The numbers are on disk: never reuse one."""
+
+    STARTED = 1  # the request, or the call, that the run answers
+    STEP = 2  # a step's result
+    STEP_FAILED = 3  # a step's error, as the handler saw it
+    STREAM = 4  # a stream step began; says what is to happen if a crash cuts it
+    ITEM = 5  # an item of a stream step
+    STREAM_END = 6  # the stream step is complete
+    RESET = 7  # the recorded items of an interrupted stream step are void
+    VALUE = 8  # now() and uuid7(): what the handler was told
+    HEAD = 16  # event: status and headers of the response
+    CHUNK = 17  # event: a piece of the response body, or one SSE event of it
+    EMIT = 18  # event: beside the response body, by emit()
+    REWIND = 19  # event: readers drop what came after an offset
+    BODY_END = 20  # the response is complete
+    CANCEL = 24  # somebody asked for the run to be cancelled
+    COMPLETED = 32
+    FAILED = 33
+    CANCELLED = 34
+
+
+EVENT_KINDS = frozenset({Kind.HEAD, Kind.CHUNK, Kind.EMIT, Kind.REWIND})
+TERMINAL_KINDS = frozenset({Kind.COMPLETED, Kind.FAILED, Kind.CANCELLED})
+
+
+class Entry(NamedTuple):
+    """One journal entry. `key` is a step's identity, `args` its arguments as recorded."""
+
+    seq: int
+    kind: Kind
+    key: str
+    check: int  # hash of the arguments; 0 where there are none to compare
+    at_ms: int
+    took_us: int
+    args: bytes
+    payload: bytes
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """A run as the store knows it."""
+
+    run_id: str
+    name: str
+    status: Status
+    created_at_ms: int
+    updated_at_ms: int
+    epoch: int = 1
+    last_seq: int = -1
+    events: int = 0
+    attempts: int = 0
+    attempt_seq: int = -1
+    version: str = "1"
+    principal: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Frame:
+    """The entries of one run in one batch: what the store writes as one row."""
+
+    run_id: str
+    epoch: int
+    first_seq: int
+    entries: int
+    first_offset: int
+    events: int
+    hash_in: int  # rolling hash of all events before `first_offset`
+    data: bytes
+    at_ms: int
+    status: Status
+    opening: RunRecord | None = None  # set in a run's first frame
+    error: str | None = None
+
+    @property
+    def last_seq(self) -> int:
+        """Seq of the last entry; `first_seq - 1` in a frame that only changes the status."""
+        return self.first_seq + self.entries - 1
