@@ -1,0 +1,126 @@
+"""The reference store: what the others must do, in the fewest lines. Forgets at exit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from durable_endpoints.records import Frame, RunRecord
+from durable_endpoints.states import ENDED, move
+from durable_endpoints.stores.protocol import Query, StoredFrame
+
+
+class MemoryStore:
+    """Implements `Store` in dictionaries."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, RunRecord] = {}
+        self._frames: dict[str, list[StoredFrame]] = {}
+        self._deleted: set[str] = set()
+
+    async def open(self) -> None:
+        """See `Store.open`."""
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        """See `Store.append`."""
+        fenced = set()
+        for frame in batch:
+            if frame.opening is not None and not self._known(frame.run_id):
+                self._runs[frame.run_id] = replace(frame.opening)
+                self._frames[frame.run_id] = []
+            run = self._runs.get(frame.run_id)
+            if run is None or run.epoch != frame.epoch or run.last_seq != frame.first_seq - 1:
+                fenced.add(frame.run_id)
+                continue
+            if frame.entries:
+                stored = StoredFrame(
+                    frame.first_seq,
+                    frame.entries,
+                    frame.first_offset,
+                    frame.events,
+                    frame.hash_in,
+                    frame.data,
+                )
+                self._frames[frame.run_id].append(stored)
+            run.last_seq = frame.last_seq
+            run.events = frame.first_offset + frame.events
+            run.status = move(run.status, frame.status)
+            run.updated_at_ms = frame.at_ms
+            run.error = frame.error if frame.error is not None else run.error
+        return frozenset(fenced)
+
+    def _known(self, run_id: str) -> bool:
+        return run_id in self._runs or run_id in self._deleted
+
+    async def read(
+        self, run_id: str, *, seq: int = 0, offset: int | None = None, limit_bytes: int
+    ) -> list[StoredFrame]:
+        """See `Store.read`."""
+        found: list[StoredFrame] = []
+        size = 0
+        for frame in self._frames.get(run_id, ()):
+            if frame.first_seq + frame.entries <= seq:
+                continue
+            if offset is not None and frame.first_offset + frame.events <= offset:
+                continue
+            found.append(frame)
+            size += len(frame.data)
+            if size >= limit_bytes:
+                break
+        return found
+
+    async def get(self, run_id: str) -> RunRecord | None:
+        """See `Store.get`."""
+        run = self._runs.get(run_id)
+        return replace(run) if run else None
+
+    async def find(self, principal: str | None, name: str, key: str) -> RunRecord | None:
+        """See `Store.find`."""
+        for run in self._runs.values():
+            if (run.principal, run.name, run.idempotency_key) == (principal, name, key):
+                return replace(run)
+        return None
+
+    async def list(self, query: Query) -> list[RunRecord]:
+        """See `Store.list`."""
+        rows = sorted(self._runs.values(), key=lambda run: run.run_id, reverse=True)
+        return [
+            replace(run)
+            for run in rows
+            if (not query.statuses or run.status in query.statuses)
+            and (query.name is None or run.name == query.name)
+            and (query.principal is None or run.principal == query.principal)
+            and (query.before is None or run.run_id < query.before)
+        ][: query.limit]
+
+    async def claim(self, run_id: str, now_ms: int) -> RunRecord | None:
+        """See `Store.claim`."""
+        run = self._runs.get(run_id)
+        if run is None or run.status in ENDED:
+            return None
+        run.epoch += 1
+        run.attempts = 1 if run.last_seq > run.attempt_seq else run.attempts + 1
+        run.attempt_seq = run.last_seq
+        run.updated_at_ms = now_ms
+        return replace(run)
+
+    async def release(self, run_ids: Sequence[str]) -> None:
+        """See `Store.release`."""
+        for run_id in run_ids:
+            if run_id in self._runs:
+                self._runs[run_id].attempts = 0
+
+    async def delete(self, run_id: str) -> bool:
+        """See `Store.delete`."""
+        if self._runs.pop(run_id, None) is None:
+            return False
+        self._frames.pop(run_id, None)
+        self._deleted.add(run_id)
+        return True
+
+    async def was_deleted(self, run_id: str) -> bool:
+        """See `Store.was_deleted`."""
+        return run_id in self._deleted
+
+    async def close(self) -> None:
+        """See `Store.close`."""

@@ -1,0 +1,101 @@
+"""What the engine asks of a store. Nothing more is known of it above this line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from durable_endpoints.records import Frame, RunRecord, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which runs to list, newest first. `before` is the last run id of the page before."""
+
+    statuses: tuple[Status, ...] = ()
+    name: str | None = None
+    principal: str | None = None
+    before: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """A frame as read back."""
+
+    first_seq: int
+    entries: int
+    first_offset: int
+    events: int
+    hash_in: int
+    data: bytes
+
+
+class Store(Protocol):
+    """Journals and run rows. One event loop uses it; no two `append` run at a time.
+
+    Every method may raise StoreFailed. After `append` has, the outcome is unknown (I9) and every
+    further write must raise it too.
+    """
+
+    async def open(self) -> None:
+        """Check the settings, take the ownership, make what a crash left durable (I10).
+
+        Raises: StoreRefused, whose message says what to do.
+        """
+        ...
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        """Write all frames in one durable transaction; at most one frame a run.
+
+        A frame is written only if its run has its `epoch` and ends just before its `first_seq`,
+        checked in the statement that inserts (I6). The ids of the others are returned: they are
+        fenced, the rest of the batch stands. Does not return before the disk has it.
+        """
+        ...
+
+    async def read(
+        self, run_id: str, *, seq: int = 0, offset: int | None = None, limit_bytes: int
+    ) -> list[StoredFrame]:
+        """Return frames in order, from the one that holds `seq`, or event `offset` if given.
+
+        Stops once `limit_bytes` are reached; at least one frame if there is one. Sees only what
+        is durable.
+        """
+        ...
+
+    async def get(self, run_id: str) -> RunRecord | None:
+        """Return the run's row."""
+        ...
+
+    async def find(self, principal: str | None, name: str, key: str) -> RunRecord | None:
+        """Return the run that a principal started on a route with an idempotency key (I7)."""
+        ...
+
+    async def list(self, query: Query) -> list[RunRecord]:
+        """Return rows, newest first."""
+        ...
+
+    async def claim(self, run_id: str, now_ms: int) -> RunRecord | None:
+        """Raise the run's epoch and count an attempt, durably, before any of its code runs (I17).
+
+        The count starts anew if entries came since the last claim. None if it is not unfinished.
+        """
+        ...
+
+    async def release(self, run_ids: Sequence[str]) -> None:
+        """Take back the attempts of runs that stop in good order (I22)."""
+        ...
+
+    async def delete(self, run_id: str) -> bool:
+        """Remove a run and its journal for good (I21); its id stays known as deleted."""
+        ...
+
+    async def was_deleted(self, run_id: str) -> bool:
+        """Say whether `delete` has removed this run."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is left to do, mark the stop as clean, let go."""
+        ...
