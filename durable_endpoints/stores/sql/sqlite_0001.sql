@@ -1,0 +1,39 @@
+-- Runs, and the frames of their journals. One process owns the file, so a run's number is dealt
+-- by that process. frames.id = run number * 2^20 + first seq: one b-tree, in journal order.
+create table runs (
+  no integer primary key,
+  run_id text not null unique,
+  name text not null,
+  status text not null check (status in
+    ('running', 'suspended', 'completed', 'failed', 'cancelled', 'dead', 'diverged')),
+  created_at_ms integer not null,
+  updated_at_ms integer not null,
+  epoch integer not null,
+  last_seq integer not null,
+  events integer not null,
+  attempts integer not null,
+  attempt_seq integer not null,
+  version text not null,
+  principal text,
+  idempotency_key text,
+  fingerprint text,
+  error text
+) strict;
+
+create unique index runs_idempotency on runs (coalesce(principal, ''), name, idempotency_key)
+  where idempotency_key is not null;
+
+create index runs_unfinished on runs (status, run_id)
+  where status in ('running', 'suspended', 'dead', 'diverged');
+
+create table frames (
+  id integer primary key,
+  entries integer not null,
+  first_offset integer not null,
+  events integer not null,
+  hash_in integer not null,
+  epoch integer not null,
+  data blob not null
+) strict;
+
+create table deleted (run_id text primary key) strict, without rowid;

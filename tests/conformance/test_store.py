@@ -1,0 +1,155 @@
+"""One suite, every store. Conformance is behaviour."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable_endpoints.records import Frame, RunRecord, Status
+from durable_endpoints.stores.memory import MemoryStore
+from durable_endpoints.stores.protocol import Query, Store
+from durable_endpoints.stores.sqlite import SQLiteStore
+
+Scenario = Callable[[Store], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], None]:
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            store: Store = (
+                MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "d.db")
+            )
+            await store.open()
+            try:
+                await scenario(store)
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def record(run_id: str = "r1", **more: Any) -> RunRecord:
+    return RunRecord(run_id, "POST /chat", "running", 1, 1, **more)
+
+
+def frame(
+    run_id: str = "r1", first: int = 0, count: int = 1, *, offset: int = 0, events: int = 0,
+    epoch: int = 1, status: Status = "running", opening: RunRecord | None = None,
+    data: bytes = b"x",
+) -> Frame:  # fmt: skip
+    return Frame(run_id, epoch, first, count, offset, events, 7, data, 2, status, opening)
+
+
+def test_frames_come_back_in_order_from_any_place(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: Store) -> None:
+        assert not await store.append([frame(count=2, opening=record(), events=1, data=b"a")])
+        assert not await store.append([frame(first=2, offset=1, events=3, data=b"b")])
+        assert not await store.append([frame(first=3, offset=4, data=b"c")])
+        whole = await store.read("r1", limit_bytes=100)
+        assert [f.data for f in whole] == [b"a", b"b", b"c"]
+        assert [f.first_seq for f in whole] == [0, 2, 3]
+        assert [f.data for f in await store.read("r1", seq=2, limit_bytes=100)] == [b"b", b"c"]
+        assert [f.data for f in await store.read("r1", offset=2, limit_bytes=100)] == [b"b", b"c"]
+        assert [f.data for f in await store.read("r1", limit_bytes=1)] == [b"a"]
+        assert await store.read("r2", limit_bytes=100) == []
+        row = await store.get("r1")
+        assert row is not None
+        assert (row.last_seq, row.events, row.status) == (3, 4, "running")
+
+    check(scenario)
+
+
+def test_i6_epoch_and_last_seq_are_checked_where_it_inserts(
+    check: Callable[[Scenario], None],
+) -> None:
+    async def scenario(store: Store) -> None:
+        await store.append([frame(opening=record()), frame("r2", opening=record("r2"))])
+        taken = await store.claim("r1", 5)
+        assert taken is not None
+        assert taken.epoch == 2
+        assert await store.append([frame(first=1), frame("r2", first=1)]) == {"r1"}
+        assert await store.append([frame(first=1, count=0, status="failed")]) == {"r1"}
+        assert await store.append([frame(first=3, epoch=2)]) == {"r1"}
+        assert await store.append([frame(first=0, epoch=2)]) == {"r1"}
+        assert not await store.append([frame(first=1, epoch=2), frame("r2", first=2)])
+        assert len(await store.read("r1", limit_bytes=100)) == 2
+        assert len(await store.read("r2", limit_bytes=100)) == 3
+
+    check(scenario)
+
+
+def test_i17_attempts_count_at_the_claim_and_progress_forgives(
+    check: Callable[[Scenario], None],
+) -> None:
+    async def scenario(store: Store) -> None:
+        await store.append([frame(opening=record())])
+        for expected in (1, 2, 3):
+            run = await store.claim("r1", 5)
+            assert run is not None
+            assert (run.attempts, run.epoch) == (expected, expected + 1)
+        await store.append([frame(first=1, epoch=4)])
+        run = await store.claim("r1", 5)
+        assert run is not None
+        assert run.attempts == 1
+        await store.release(["r1"])
+        run = await store.claim("r1", 5)
+        assert run is not None
+        assert run.attempts == 1
+        await store.append([frame(first=2, epoch=run.epoch, status="completed")])
+        assert await store.claim("r1", 5) is None
+        assert await store.claim("nobody", 5) is None
+
+    check(scenario)
+
+
+def test_i7_a_key_finds_its_run_of_the_same_principal_and_route(
+    check: Callable[[Scenario], None],
+) -> None:
+    async def scenario(store: Store) -> None:
+        mine = record(principal="ann", idempotency_key="k", fingerprint="f")
+        await store.append([frame(opening=mine)])
+        found = await store.find("ann", "POST /chat", "k")
+        assert found is not None
+        assert (found.run_id, found.fingerprint) == ("r1", "f")
+        assert await store.find("bob", "POST /chat", "k") is None
+        assert await store.find("ann", "POST /other", "k") is None
+
+    check(scenario)
+
+
+def test_lists_are_newest_first_and_filtered(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: Store) -> None:
+        for number in range(5):
+            run_id = f"r{number}"
+            status: Status = "completed" if number % 2 else "running"
+            await store.append([frame(run_id, opening=record(run_id), status=status)])
+        rows = await store.list(Query(limit=2))
+        assert [run.run_id for run in rows] == ["r4", "r3"]
+        rows = await store.list(Query(before="r3", statuses=("running",)))
+        assert [run.run_id for run in rows] == ["r2", "r0"]
+        assert await store.list(Query(name="GET /nothing")) == []
+
+    check(scenario)
+
+
+def test_i21_a_deleted_run_is_gone_and_known_as_deleted(
+    check: Callable[[Scenario], None],
+) -> None:
+    async def scenario(store: Store) -> None:
+        await store.append([frame(opening=record(), data=b"secret")])
+        assert await store.delete("r1")
+        assert not await store.delete("r1")
+        assert await store.get("r1") is None
+        assert await store.read("r1", limit_bytes=100) == []
+        assert await store.was_deleted("r1")
+        assert not await store.was_deleted("r2")
+        assert await store.append([frame(first=1)]) == {"r1"}
+
+    check(scenario)
