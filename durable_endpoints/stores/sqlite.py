@@ -44,6 +44,12 @@ _ADVANCE: Final = (
     "update runs set last_seq = ?3, events = ?4, status = ?5, updated_at_ms = ?6,"
     " error = coalesce(?7, error) where run_id = ?1 and epoch = ?2 and last_seq = ?8"
 )
+_CLAIM: Final = (
+    "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempt_seq = last_seq,"  # noqa: S608
+    " attempts = case when last_seq > attempt_seq then 1 else attempts + 1 end"
+    " where run_id = ?1 and status in ('running', 'suspended', 'diverged')"
+    f" returning {_ROW}"
+)
 
 
 class _Connection(aiosqlite.Connection):
@@ -133,12 +139,7 @@ class SQLiteStore:
 
     async def claim(self, run_id: str, now_ms: int) -> RunRecord | None:
         """See `Store.claim`."""
-        sql = (  # noqa: S608 - both names are constants of this file
-            "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempt_seq = last_seq,"
-            " attempts = case when last_seq > attempt_seq then 1 else attempts + 1 end"
-            f" where run_id = ?1 and {_UNFINISHED} returning {_ROW}"
-        )
-        return await self._write(lambda db: _returning(db, sql, (run_id, now_ms)))
+        return await self._write(lambda db: _returning(db, _CLAIM, (run_id, now_ms)))
 
     async def release(self, run_ids: Sequence[str]) -> None:
         """See `Store.release`."""
@@ -246,9 +247,6 @@ class SQLiteStore:
             return
         sql = "pragma wal_checkpoint(passive)"
         await self._write(lambda db: db.execute(sql).fetchone())
-
-
-_UNFINISHED: Final = "status in ('running', 'suspended', 'dead', 'diverged')"
 
 
 def _quoted(path: Path) -> str:
