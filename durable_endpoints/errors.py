@@ -98,6 +98,14 @@ class RunNotFound(DurableError):
     """There is no such run, or it is not the caller's: the two are not told apart (I18)."""
 
 
+class RunDeleted(RunNotFound):
+    """The run was deleted for good (I21)."""
+
+
+class Overloaded(DurableError):
+    """No further run can be taken now; the message says why."""
+
+
 class NotDurable(DurableError):
     """The call needs a durable run and there is none around it."""
 

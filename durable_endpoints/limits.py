@@ -52,7 +52,9 @@ RECOVERIES_PARALLEL_MAX: Final = 64
 # How often unfinished runs without an owner are looked for.
 SWEEP_INTERVAL_S: Final = 1.0
 # A recorded step that replay never reaches means that the code has changed (I11).
-REPLAY_STALL_S: Final = 30.0
+REPLAY_STALL_S: Final = 60.0
+# Runs driven at a time by one process; further requests get 503.
+RUNS_LIVE_MAX: Final = 10_000
 
 # Silence before a heartbeat comment: below the usual 30 to 60 s idle limits of proxies.
 HEARTBEAT_S: Final = 15.0

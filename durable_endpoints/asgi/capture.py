@@ -1,0 +1,145 @@
+"""The inner app's response as events: head, body pieces or SSE blocks, end.
+
+During a replay what the app sends again is compared with the journal instead of appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final
+
+import anyio
+import orjson
+
+from durable_endpoints.asgi.sse import Splitter
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.errors import Diverged, DurableError
+from durable_endpoints.limits import EVENT_BYTES_MAX
+from durable_endpoints.records import Kind
+from durable_endpoints.redact import is_secret
+
+_FILE_CHUNK_BYTES: Final = 64 * 1024
+
+
+class ResponseCapture:
+    """Takes one response into a run's journal."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self.run = run
+        self.began = False
+        self.ended = False
+        self.secrets: tuple[tuple[bytes, bytes], ...] = ()
+        self._splitter: Splitter | None = None
+        self._held: list[bytes] | None = None
+        # Replay only needs the recorded end when the body had come to one.
+        self._recorded_end = run.replay is not None and run.replay.journal.body_ended
+
+    async def take(self, message: MutableMapping[str, Any]) -> None:
+        """Take one message of the inner app.
+
+        Raises: Diverged, after the run was parked; Fenced.
+        """
+        kind = message["type"]
+        run = self.run
+        if run.log.full:
+            await run.log.room()
+        if kind == "http.response.start":
+            self.start(message)
+        elif kind == "http.response.body":
+            await self._body(message.get("body", b""), more=message.get("more_body", False))
+        elif kind == "http.response.pathsend":
+            await self._file(message["path"])
+
+    def start(self, message: MutableMapping[str, Any]) -> None:
+        """Take the response head."""
+        run = self.run
+        if self.began:
+            raise DurableError("the app began its response twice")
+        self.began = True
+        headers, secrets, content_type, encoded = [], [], "", False
+        for name, value in message.get("headers", ()):
+            key, text = bytes(name).lower(), bytes(value).decode("latin-1")
+            if is_secret(key.decode("latin-1")):
+                secrets.append((key, bytes(value)))  # for the first reader only, never stored
+            else:
+                headers.append((key.decode("latin-1"), text))
+            if key == b"content-type":
+                content_type = text
+            elif key == b"content-encoding" and text != "identity":
+                encoded = True
+        self.secrets = tuple(secrets)
+        if encoded:
+            self._held = []
+        elif content_type.startswith("text/event-stream"):
+            self._splitter = Splitter()
+        status = message["status"]
+        replay = run.replay
+        recorded = False
+        if replay is not None:
+            recorded = self._checked(replay.journal.match_head, status, content_type)
+            replay.moved()
+        if not recorded:
+            payload = orjson.dumps({"status": status, "headers": headers})
+            run.append_event(Kind.HEAD, payload)
+        early, run.early = run.early, None
+        for block in early or ():
+            run.emit(block)
+
+    async def _body(self, data: bytes, *, more: bool) -> None:
+        if self.ended:
+            return
+        if self._held is not None:  # compressed: its bytes cannot be made twice
+            self._held.append(data)
+            if not more:
+                await self._release(b"".join(self._held))
+        elif self._splitter is not None:
+            for block in self._splitter.feed(data) if data else ():
+                await self._piece(block)
+            if not more and (rest := self._splitter.rest()):
+                await self._piece(rest)
+        elif data:
+            for at in range(0, len(data), EVENT_BYTES_MAX):
+                await self._piece(bytes(data[at : at + EVENT_BYTES_MAX]))
+        if not more:
+            await self._end()
+
+    async def _release(self, data: bytes) -> None:
+        replay = self.run.replay
+        if replay is not None and self._recorded_end:
+            replay.journal.skip_body()
+            replay.moved()
+            return
+        for at in range(0, len(data), EVENT_BYTES_MAX):
+            self.run.append_event(Kind.CHUNK, data[at : at + EVENT_BYTES_MAX])
+
+    async def _piece(self, data: bytes) -> None:
+        run = self.run
+        replay = run.replay
+        if replay is not None:
+            data = self._checked(replay.journal.match_body, data)
+            replay.moved()
+            if not data:
+                return
+            await replay.exhausted()
+        run.append_event(Kind.CHUNK, data)
+
+    async def _end(self) -> None:
+        self.ended = True
+        run = self.run
+        if self._recorded_end:
+            return
+        if run.replay is not None:
+            await run.replay.exhausted()
+        run.body_end_seq = run.append(Kind.BODY_END)
+
+    async def _file(self, path: str) -> None:
+        async with await anyio.open_file(path, "rb") as file:
+            while data := await file.read(_FILE_CHUNK_BYTES):
+                await self._body(data, more=True)
+        await self._body(b"", more=False)
+
+    def _checked(self, match: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return match(*args)
+        except Diverged as error:
+            raise self.run.diverge(error.difference) from None

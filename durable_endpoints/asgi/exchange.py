@@ -1,0 +1,358 @@
+"""One request: passed through untouched, or promoted to a run while the inner app handles it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from durable_endpoints.asgi.capture import ResponseCapture
+from durable_endpoints.asgi.problems import Problem, overloaded
+from durable_endpoints.asgi.request import capture, fingerprint, header
+from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.engine.scope import SCOPE
+from durable_endpoints.engine.scope import Scope as RunScope
+from durable_endpoints.errors import ControlSignal, DurableError, Overloaded
+from durable_endpoints.limits import BODY_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX
+from durable_endpoints.records import Kind
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from durable_endpoints.asgi.host import Host
+
+Message = MutableMapping[str, Any]
+
+
+class Halted(ControlSignal):
+    """Unwinds the inner app: its request is answered in another way."""
+
+
+class Exchange:
+    """Stands between the server and the inner app for one request."""
+
+    def __init__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
+        self.run: LiveRun | None = None
+        self.tail: Tail | None = None
+        self._host = host
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._held: Message | None = None  # a response head that may yet become a run's
+        self._passed = False
+        self._problem: Problem | None = None
+        self._attached: LiveRun | None = None
+        self._async_reply = False
+        self._capture: ResponseCapture | None = None
+        self._messages: list[Message] = []
+        self._served = 0
+        self._size = 0
+        self._complete = False
+        self._app_done = False
+        self._sender: asyncio.Task[None] | None = None
+
+    async def handle(self, app: ASGIApp, pattern: EndpointSpec | None = None) -> None:
+        """Run the inner app, and send what becomes of the request."""
+        admission = ADMISSION.set(self)
+        outer = SCOPE.set(None)
+        error: BaseException | None = None
+        try:
+            if pattern is not None:
+                await self.promote(pattern, pattern=True)
+            await app(self._scope, self.receive, self.send)
+        except BaseException as raised:  # noqa: BLE001 - told apart and raised again below
+            error = raised
+        finally:
+            SCOPE.reset(outer)
+            ADMISSION.reset(admission)
+            self._app_done = True
+        if self._problem is not None:
+            await self._problem.answer(self._send)
+        elif self._attached is not None:
+            await self._follow(self._attached)
+        elif self.run is None:
+            if self._held is not None:
+                await self._send(self._held)
+            if error is not None:
+                raise error
+        else:
+            await self._finish(self.run, error)
+
+    # --- the inner app's side
+
+    async def receive(self) -> Message:
+        """Give the inner app its request, and withhold the disconnect once there is a run."""
+        if self._served < len(self._messages):
+            self._served += 1
+            return self._messages[self._served - 1]
+        if self.run is None and self._attached is None:
+            message = await self._receive()
+            if message["type"] == "http.request" or self.run is None:
+                self._keep(message)
+                return message
+        # Disconnect is not cancel: the run goes on without its first reader.
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    def _keep(self, message: Message) -> None:
+        """Keep a request message for the journal, while it fits."""
+        if message["type"] != "http.request":
+            return
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size <= BODY_BYTES_MAX:
+            self._messages.append(message)
+            self._served += 1
+        else:
+            self._messages.clear()
+            self._served = 0
+
+    async def send(self, message: Message) -> None:
+        """Take what the inner app sends."""
+        if self._problem is not None or self._attached is not None:
+            return
+        if self._capture is not None:
+            await self._capture_message(self._capture, message)
+            return
+        if message["type"] == "http.response.start" and self._awaits_promotion():
+            self._held = message
+            return
+        if self._held is not None:
+            held, self._held = self._held, None
+            await self._send(held)
+        self._passed = True
+        await self._send(message)
+
+    def _awaits_promotion(self) -> bool:
+        """Say whether a generator endpoint is about to run: it becomes a run at its first item."""
+        return hasattr(self._scope.get("endpoint"), "durable_endpoint")
+
+    async def _capture_message(self, capture: ResponseCapture, message: Message) -> None:
+        await capture.take(message)
+        if self._sender is None and not self._async_reply and capture.began:
+            if not capture.ended and message["type"] == "http.response.body":
+                self._start_tail()
+            elif capture.ended:
+                # The usual app returns now; one with background tasks lingers.
+                asyncio.get_running_loop().call_soon(self._start_tail_if_lingering)
+
+    def _start_tail_if_lingering(self) -> None:
+        if not self._app_done and self._sender is None:
+            self._start_tail()
+
+    def _start_tail(self) -> None:
+        assert self.run is not None
+        context = self._host.clean_context()
+        follow = self._follow(self.run)
+        self._sender = asyncio.get_running_loop().create_task(follow, context=context)
+
+    # --- promotion
+
+    async def promote(self, spec: EndpointSpec, *, pattern: bool = False) -> None:
+        """Make the request a run; see `Admission.promote`."""
+        if self.run is not None:
+            return
+        if self._passed:
+            raise DurableError(
+                f"{spec.name}: the response had begun before @durable was reached; put @durable "
+                "on the endpoint itself, right below the route decorator"
+            )
+        scope, host = self._scope, self._host
+        await host.ensure_open()
+        body = await self._whole_body()
+        principal = await host.principal_of(scope)
+        name = f"{scope['method']} {getattr(scope.get('route'), 'path', None) or scope['path']}"
+        key = self._idempotency_key()
+        print_ = fingerprint(scope, body) if key else None
+        if key is not None:
+            known = await host.engine.reserve(principal, name, key)
+            if known is not None:
+                await self._attach(known, principal, print_)
+        rewinds = host.wants_control(scope)
+        run = None
+        try:
+            run = host.engine.begin(
+                name, version=spec.version, principal=principal, key=key, fingerprint=print_,
+                args=capture(scope, rewinds=rewinds, pattern=pattern), payload=body,
+            )  # fmt: skip
+        except Overloaded as error:
+            self._halt(overloaded(str(error)))
+        finally:
+            if key is not None:
+                self._settle_key(principal, name, key, run)
+        run.rewind_aware = rewinds
+        self._enter(run)
+
+    def _settle_key(self, principal: str | None, name: str, key: str, run: LiveRun | None) -> None:
+        """Free the key once the run is durable: from then on the store finds it."""
+        engine = self._host.engine
+        if run is None:
+            engine.settle_key(principal, name, key, None)
+            return
+
+        async def settle() -> None:
+            try:
+                await run.durable(0)
+            finally:
+                engine.settle_key(principal, name, key, run.id if run.durable_seq >= 0 else None)
+
+        self._host.spawn(settle())
+
+    def _enter(self, run: LiveRun) -> None:
+        """Let the rest of the app's work belong to the run."""
+        self.run = run
+        run.task = asyncio.current_task() if run.task is None else run.task
+        run.early = []
+        SCOPE.set(RunScope(run))
+        self._capture = ResponseCapture(run)
+        if "respond-async" in (header(self._scope, b"prefer") or ""):
+            self._async_reply = True
+            self._sender = self._host.spawn(self._accepted(run))
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._capture.start(held)
+
+    async def _whole_body(self) -> bytes:
+        """Return the whole request body, reading what the app has not read yet."""
+        served = self._served
+        while not self._complete and self._size <= BODY_BYTES_MAX:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                detail = "the client left before its request was whole"
+                self._halt(Problem(400, "incomplete-request", detail))
+            self._keep(message)
+        if self._size > BODY_BYTES_MAX:
+            detail = f"a durable request has at most {BODY_BYTES_MAX:,} bytes"
+            self._halt(Problem(413, "body-too-large", detail))
+        self._served = served
+        return b"".join(message.get("body", b"") for message in self._messages)
+
+    def _idempotency_key(self) -> str | None:
+        """Return the key, bare or quoted (draft-ietf-httpapi-idempotency-key-header)."""
+        text = header(self._scope, b"idempotency-key")
+        if text is None:
+            return None
+        key = text.strip()
+        if len(key) > 1 and key[0] == key[-1] == '"':
+            key = key[1:-1]
+        if not 0 < len(key) <= IDEMPOTENCY_KEY_CHARS_MAX or not key.isprintable():
+            detail = f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable characters"
+            self._halt(Problem(400, "malformed-idempotency-key", detail))
+        return key
+
+    async def _attach(self, run_id: str, principal: str | None, print_: str | None) -> NoReturn:
+        run = await self._host.engine.observe(run_id, principal)
+        if run.record.fingerprint != print_:
+            detail = "this Idempotency-Key was used with another request; choose a new one"
+            self._halt(Problem(422, "idempotency-key-reused", detail))
+        self._attached = run
+        raise Halted(run_id)
+
+    def _halt(self, problem: Problem) -> NoReturn:
+        self._problem = problem
+        raise Halted(problem.kind)
+
+    # --- the end
+
+    async def _finish(self, run: LiveRun, error: BaseException | None) -> None:
+        """End the run by what became of the app, and see the first reader through."""
+        engine = self._host.engine
+        conclude(run, self._capture, error)
+        try:
+            if self._sender is not None:
+                await asyncio.wait([self._sender])
+            elif run.fenced is None and (self._capture is None or not self._capture.began):
+                await self._without_response(run, error)
+                return
+            else:
+                await self._follow(run)
+        finally:
+            if run.fenced is None and run.over:
+                await run.durable(run.terminal_seq)
+            run.task = None
+            engine.forget(run)
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError):
+            if not (run.cancelling or run.fenced or run.error):
+                raise error
+            if task is not None:
+                task.uncancel()
+        elif error is not None and run.fenced is None:
+            raise error
+        if self._sender is not None and not self._sender.cancelled() and not self._async_reply:
+            raised = self._sender.exception()
+            if raised is not None and not isinstance(raised, OSError):
+                raise raised
+
+    async def _without_response(self, run: LiveRun, error: BaseException | None) -> None:
+        """Answer a run that ended before it had a response."""
+        await run.durable(run.terminal_seq)
+        if run.record.status == "cancelled":
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+            await Problem(409, "run-cancelled", "the run was cancelled").answer(self._send)
+        elif error is not None and not isinstance(error, asyncio.CancelledError):
+            raise error
+        else:
+            detail = run.record.error or "the app sent no response"
+            await Problem(500, "run-failed", detail).answer(self._send)
+
+    async def _follow(self, run: LiveRun) -> None:
+        """Send the run's events to this request's client, until the end or until it is gone."""
+        secrets = self._capture.secrets if self._capture is not None else ()
+        self.tail = Tail(
+            self._host.engine.store, run, self._send, prefix=self._host.prefix_of(self._scope),
+            rewinds=self._host.wants_control(self._scope), secrets=secrets,
+        )  # fmt: skip
+        try:
+            await self.tail.follow()
+        except OSError:
+            return  # the client is gone; the run is not
+        except StreamAborted as aborted:
+            if self.tail.began:
+                raise
+            reason = str(aborted)
+            problem = Problem(503, "interrupted", reason, [("retry-after", "1")])
+            if run.ended:
+                problem = Problem(500, f"run-{run.record.status}", reason)
+            await problem.answer(self._send)
+
+    async def _accepted(self, run: LiveRun) -> None:
+        """Answer at once that the run was accepted (RFC 7240, respond-async)."""
+        await run.durable(0)
+        location = f"{self._host.prefix_of(self._scope)}/runs/{run.id}"
+        headers = [
+            (b"location", location.encode()),
+            (b"preference-applied", b"respond-async"),
+            (b"durable-run-id", run.id.encode()),
+            (b"vary", b"Prefer"),
+            (b"content-length", b"0"),
+        ]
+        await self._send({"type": "http.response.start", "status": 202, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+def conclude(run: LiveRun, capture: ResponseCapture | None, error: BaseException | None) -> None:
+    """Append the terminal entry that fits what became of the app (I15)."""
+    if run.fenced is not None or run.over:
+        return
+    if run.cancelling:
+        run.end(Kind.CANCELLED, "cancelled", None)
+        return
+    if error is not None and not isinstance(error, Exception):
+        if run.error is not None:
+            run.end(Kind.FAILED, "failed", run.error)
+        else:
+            run.fence("the server cancelled the request; the run is taken up again")
+        return
+    if run.replay is not None and not run.replay.journal.exhausted:
+        run.diverge(run.replay.journal.difference())
+        return
+    if error is not None:
+        run.end(Kind.FAILED, "failed", f"{type(error).__name__}: {error}"[:2000])
+    elif capture is None or not capture.ended:
+        run.end(Kind.FAILED, "failed", "the app returned before its response was complete")
+    else:
+        run.end(Kind.COMPLETED, "completed", None)

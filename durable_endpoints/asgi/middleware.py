@@ -1,0 +1,127 @@
+"""`DurableMiddleware`: the one thing to add to an app."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from starlette._utils import get_route_path
+
+from durable_endpoints.asgi.cursor import parse
+from durable_endpoints.asgi.exchange import Exchange
+from durable_endpoints.asgi.host import HeadersHook, Host, OperatorHook, Options, PrincipalHook
+from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.asgi.request import header
+from durable_endpoints.asgi.routes import ControlRoutes
+from durable_endpoints.engine.engine import Engine
+from durable_endpoints.errors import DurableError, RunDeleted
+from durable_endpoints.stores.open import open_store
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from durable_endpoints.stores.protocol import Store
+
+_NEVER: Final = frozenset({"HEAD", "OPTIONS"})
+
+
+class DurableMiddleware:
+    """Makes the requests to marked routes durable runs; everything else passes untouched.
+
+    `store` is an address (`sqlite:///path.db`, `memory:`) or a `Store`. `routes` are path
+    patterns (`/chat`, `/agents/*`) of unchanged handlers to make durable. `prefix` is where our
+    own routes answer. `principal` says whose a request is (`None`: a run id is a capability);
+    `operator` says who may list all runs (default: loopback without a proxy). `mode="strict"`
+    makes every step wait for its commit. `restore_headers(principal, request)` gives a recovered
+    request its credentials again, which are never stored.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: str | Store = "sqlite:///durable.db",
+        routes: Sequence[str] = (),
+        prefix: str = "/_durable",
+        principal: PrincipalHook | None = None,
+        operator: OperatorHook | None = None,
+        mode: Literal["optimistic", "strict"] = "optimistic",
+        restore_headers: HeadersHook | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        if not prefix.startswith("/") or prefix.endswith("/"):
+            raise ValueError(f"prefix={prefix!r}: begin it with a slash and end it without one")
+        if mode not in ("optimistic", "strict"):
+            raise ValueError(f'mode={mode!r}: choose "optimistic" or "strict"')
+        self.app = app
+        self.engine = engine or Engine(open_store(store), strict=mode == "strict")
+        options = Options(prefix, tuple(routes), principal, operator, restore_headers)
+        self._prefix = prefix
+        self._host = Host(app, self.engine, options)
+        self._control = ControlRoutes(self._host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = get_route_path(scope)
+        if path.startswith(self._prefix) and path[len(self._prefix) :][:1] in ("", "/"):
+            await self._control(scope, receive, send)
+            return
+        if scope["method"] in _NEVER:
+            await self.app(scope, receive, send)
+            return
+        if not self._host.template and "app" in scope:
+            self._host.template = {"app": scope["app"]}
+        cursor = header(scope, b"last-event-id")
+        if parse(cursor) is not None:
+            await self._resume(cursor, scope, receive, send)
+            return
+        exchange = Exchange(self._host, scope, receive, send)
+        await exchange.handle(self.app, self._host.pattern_of(path))
+
+    async def _resume(self, cursor: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on with a run: stock clients send the first request again, with our id."""
+        known = parse(cursor)
+        assert known is not None
+        try:
+            run = await self._host.observe(scope, known.run_id)
+            await self._control.resume(run, cursor, scope, receive, send, wrapped=True)
+        except RunDeleted:
+            await Problem(410, "run-deleted", "the run was deleted").answer(send)
+        except Problem as problem:
+            await problem.answer(send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open before the app starts, recover once it has started, drain before it stops."""
+        host = self._host
+
+        async def inner_receive() -> MutableMapping[str, Any]:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await host.open()
+            elif message["type"] == "lifespan.shutdown":
+                await host.engine.drain(0)
+            return message
+
+        async def inner_send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                host.template = {"app": scope.get("app"), "state": scope.get("state", {})}
+                host.start_recovery()
+            elif message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await host.close()
+            await send(message)
+
+        try:
+            await self.app(scope, inner_receive, inner_send)
+        except DurableError as error:
+            if host.engine.is_open:
+                raise
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        finally:
+            if host.engine.is_open and host.engine.draining:
+                await host.close()

@@ -1,0 +1,302 @@
+"""The control routes under the prefix: runs, their streams, responses and journals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+from starlette._utils import get_route_path
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Match, Route, Router
+
+from durable_endpoints.asgi.cursor import resolve
+from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.asgi.request import header
+from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.engine.reader import read_journal
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.errors import RunDeleted
+from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
+from durable_endpoints.records import Entry, RunRecord
+from durable_endpoints.states import ENDED, TRANSITIONS
+from durable_endpoints.stores.protocol import Query
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from durable_endpoints.asgi.host import Host
+
+_CLIENT_JS: Final = Path(__file__).parent / "client.js"
+_SHOWN_BYTES: Final = 2048
+_NO_STORE: Final = {"cache-control": "no-store"}
+
+
+def json(data: object, status: int = 200, **headers: str) -> Response:
+    """Return a JSON response."""
+    more = {**_NO_STORE, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return Response(orjson.dumps(data), status, more, "application/json")
+
+
+class ControlRoutes:
+    """An ASGI app for everything under the prefix."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._router = Router(
+            [
+                Route("/runs", self.list_runs),
+                Route("/runs/{run_id}", self.show, methods=["GET"]),
+                Route("/runs/{run_id}", self.delete, methods=["DELETE"]),
+                Route("/runs/{run_id}/journal", self.journal),
+                Route("/runs/{run_id}/cancel", self.cancel, methods=["POST"]),
+                Route("/health", self.health),
+                Route("/client.js", self.client_js),
+            ]
+        )
+        self._raw: dict[str, Callable[[Scope, Receive, Send, str], Coroutine[Any, Any, None]]] = {
+            "stream": self.stream,
+            "response": self.response,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; what goes wrong is answered as a problem."""
+        prefix = self._host.options.prefix
+        path = get_route_path(scope)[len(prefix) :]
+        try:
+            parts = path.split("/")
+            if len(parts) == 4 and parts[1] == "runs" and parts[3] in self._raw:
+                await self._raw[parts[3]](scope, receive, send, parts[2])
+                return
+            inner = {**scope, "path": path, "root_path": "", "router": None}
+            route, child = self._match(inner)
+            inner.update(child)
+            await route.handle(inner, receive, send)
+        except RunDeleted:
+            await Problem(410, "run-deleted", "the run was deleted").answer(send)
+        except Problem as problem:
+            await problem.answer(send)
+
+    def _match(self, scope: Scope) -> tuple[Route, dict[str, Any]]:
+        partial: tuple[Route, dict[str, Any]] | None = None
+        for route in self._router.routes:
+            match, child = route.matches(scope)
+            if match == Match.FULL:
+                return cast("Route", route), dict(child)
+            if match == Match.PARTIAL and partial is None:
+                partial = cast("Route", route), dict(child)
+        if partial is None:
+            raise Problem(404, "not-found", "there is nothing at this address")
+        return partial  # answers 405
+
+    # --- one run
+
+    async def show(self, request: Request) -> Response:
+        """GET runs/{id}."""
+        run = await self._host.observe(request.scope, request.path_params["run_id"])
+        return json(run_fields(run.record, full=await self._host.is_operator(request.scope)))
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE runs/{id}: for good (I21)."""
+        run = await self._host.observe(request.scope, request.path_params["run_id"])
+        if not await self._host.engine.delete(run):
+            raise Problem(409, "run-unfinished", "cancel the run before you delete it")
+        return Response(status_code=204)
+
+    async def cancel(self, request: Request) -> Response:
+        """POST runs/{id}/cancel: durable when it answers."""
+        run = await self._host.observe(request.scope, request.path_params["run_id"])
+        status = run.record.status
+        if status == "cancelled":
+            return json({"status": status})
+        if run.over or not TRANSITIONS[status]:
+            raise Problem(409, "run-ended", f"the run has ended: {status}")
+        await self._host.engine.cancel(run)
+        return json({"status": run.record.status}, 202)
+
+    async def journal(self, request: Request) -> Response:
+        """GET runs/{id}/journal: a page of entries, for people to read."""
+        run = await self._host.observe(request.scope, request.path_params["run_id"])
+        after = _number(request.query_params.get("after"), -1)
+        limit = max(1, min(_number(request.query_params.get("limit"), 100), LIST_ROWS_MAX))
+        entries = await read_journal(self._host.engine.store, run.id, seq=after + 1)
+        page = [entry for entry in entries[:limit] if entry.seq <= run.durable_seq]
+        following = page[-1].seq if page and len(entries) > limit else None
+        return json({"entries": [entry_fields(entry) for entry in page], "next": following})
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send, run_id: str) -> None:
+        """GET runs/{id}/stream: the events behind a cursor, live."""
+        host = self._host
+        _only_get(scope)
+        accept = header(scope, b"accept") or ""
+        run = await host.observe(scope, run_id)
+        wrapped = "text/event-stream" in accept or host.wants_control(scope)
+        cursor = header(scope, b"last-event-id")
+        if cursor is None:
+            cursor = Request(scope).query_params.get("after")
+        await self.resume(run, cursor, scope, receive, send, wrapped=wrapped)
+
+    async def resume(
+        self, run: LiveRun, cursor: str | None, scope: Scope, receive: Receive, send: Send,
+        *, wrapped: bool,
+    ) -> None:  # fmt: skip
+        """Send a run's events from a cursor on.
+
+        Raises: Problem.
+        """
+        host = self._host
+        rewinds = host.wants_control(scope)
+        if host.engine.draining and wrapped:
+            await _come_back(send)
+            return
+        if run.readers >= READERS_PER_RUN_MAX:
+            raise Problem(
+                503, "too-many-readers", f"{READERS_PER_RUN_MAX:,} readers follow this run"
+            )
+        offset = await resolve(host.engine.store, run, cursor, rewinds=rewinds)
+        finished = run.response_ended or run.ended
+        if cursor and finished and offset >= run.durable_offset and not rewinds:
+            # 204 is what tells an EventSource to stop (WHATWG HTML, section 9.2.3).
+            await Response(status_code=204, headers={"durable-run-id": run.id})(
+                scope, receive, send
+            )
+            return
+        tail = Tail(
+            host.engine.store, run, send, prefix=host.prefix_of(scope), offset=offset,
+            wrapped=wrapped, rewinds=rewinds,
+        )  # fmt: skip
+        await _until_gone(tail, receive)
+
+    async def response(self, scope: Scope, receive: Receive, send: Send, run_id: str) -> None:
+        """GET runs/{id}/response: the handler's own answer, when it is complete."""
+        host = self._host
+        _only_get(scope)
+        run = await host.observe(scope, run_id)
+        full = await host.is_operator(scope)
+        status = run.record.status
+        if run.response_ended:
+            tail = Tail(host.engine.store, run, send, prefix=host.prefix_of(scope), raw=True)
+            await _until_gone(tail, receive)
+        elif run.ended or status == "diverged":
+            fields = run_fields(run.record, full=full)
+            detail = f"the run is {status}: {fields['error'] or 'it has no response'}"
+            raise Problem(409 if status == "cancelled" else 500, f"run-{status}", detail)
+        else:
+            answer = json(run_fields(run.record, full=full), 202, retry_after="1")
+            await answer(scope, receive, send)
+
+    # --- many runs, and the rest
+
+    async def list_runs(self, request: Request) -> Response:
+        """GET runs: for operators."""
+        if not await self._host.is_operator(request.scope):
+            detail = "the list of runs answers loopback only, or whom operator= lets in"
+            raise Problem(403, "operators-only", detail)
+        await self._host.ensure_open()
+        asked = request.query_params
+        status = asked.get("status")
+        if status is not None and status not in TRANSITIONS:
+            raise Problem(400, "unknown-status", f"choose one of {', '.join(TRANSITIONS)}")
+        limit = max(1, min(_number(asked.get("limit"), 50), LIST_ROWS_MAX))
+        query = Query(
+            (status,) if status else (), asked.get("name"), None,
+            asked.get("before"), limit,
+        )  # fmt: skip
+        rows = await self._host.engine.list(query)
+        following = rows[-1].run_id if len(rows) == limit else None
+        return json({"runs": [run_fields(row, full=True) for row in rows], "next": following})
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        """GET health."""
+        engine = self._host.engine
+        if engine.draining:
+            return json({"status": "draining"}, 503, retry_after="1")
+        return json({"status": "ok"})
+
+    async def client_js(self, request: Request) -> Response:  # noqa: ARG002
+        """GET client.js: the browser's client, a plain ES module."""
+        return FileResponse(_CLIENT_JS, media_type="text/javascript")
+
+
+def run_fields(record: RunRecord, *, full: bool) -> dict[str, Any]:
+    """Return a run as JSON; the text of an error is for operators, its type for everybody."""
+    error = record.error if full or record.error is None else record.error.partition(":")[0]
+    return {
+        "id": record.run_id,
+        "name": record.name,
+        "status": record.status,
+        "version": record.version,
+        "attempts": record.attempts,
+        "events": record.events,
+        "entries": record.last_seq + 1,
+        "created_at": _iso(record.created_at_ms),
+        "updated_at": _iso(record.updated_at_ms),
+        "ended": record.status in ENDED,
+        "error": error,
+    }
+
+
+def entry_fields(entry: Entry) -> dict[str, Any]:
+    """Return a journal entry as JSON."""
+    return {
+        "seq": entry.seq,
+        "kind": entry.kind.name.lower(),
+        "key": entry.key,
+        "at": _iso(entry.at_ms),
+        "took_us": entry.took_us,
+        "args": entry.args.decode(errors="replace"),
+        "payload": entry.payload[:_SHOWN_BYTES].decode(errors="replace"),
+        "size": len(entry.payload),
+    }
+
+
+def _only_get(scope: Scope) -> None:
+    if scope["method"] != "GET":
+        raise Problem(405, "method-not-allowed", "use GET", [("allow", "GET")])
+
+
+def _iso(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _number(text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    if not text.lstrip("-").isdecimal() or len(text) > 12:
+        raise Problem(400, "malformed-number", f"{text!r} is not a number")
+    return int(text)
+
+
+async def _come_back(send: Send) -> None:
+    """Tell an EventSource to try again: after any other status it never would."""
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"retry: 1000\n\n"})
+
+
+async def _until_gone(tail: Tail, receive: Receive) -> None:
+    """Follow a run until its end, or until the reader leaves."""
+
+    async def leave() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    loop = asyncio.get_running_loop()
+    following, leaving = loop.create_task(tail.follow()), loop.create_task(leave())
+    try:
+        await asyncio.wait([following, leaving], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        following.cancel()
+        await asyncio.wait([following, leaving])
+    if following.cancelled():
+        return
+    error = following.exception()
+    if isinstance(error, StreamAborted) and not tail.began:
+        raise Problem(503, "interrupted", str(error), [("retry-after", "1")])
+    if error is not None and not isinstance(error, OSError):
+        raise error

@@ -1,0 +1,198 @@
+"""Sends a run's durable events to one reader: the first connection, a second tab, a reconnect.
+
+All of them read the same log from a cursor; a slow reader costs the run nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from durable_endpoints.asgi.cursor import is_rewound
+from durable_endpoints.asgi.sse import HEARTBEAT, control, with_id, wrap
+from durable_endpoints.engine.reader import Reader
+from durable_endpoints.engine.run import Event, LiveRun
+from durable_endpoints.errors import DurableError, Fenced
+from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S
+from durable_endpoints.records import Kind
+
+if TYPE_CHECKING:
+    from starlette.types import Send
+
+    from durable_endpoints.stores.protocol import Store
+
+_SSE_HEADERS: Final = (
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+# Not for the wire: a stream's length changes with the ids, connection headers are the server's.
+_DROPPED: Final = frozenset({b"content-length", b"connection", b"keep-alive"})
+
+
+class StreamAborted(DurableError):
+    """The connection is cut so that its reader comes back: the run is not at its end here."""
+
+
+class Tail:
+    """One reader's connection."""
+
+    def __init__(
+        self, store: Store, run: LiveRun, send: Send, *, prefix: str, offset: int = 0,
+        wrapped: bool = False, rewinds: bool = False,
+        secrets: tuple[tuple[bytes, bytes], ...] = (), raw: bool = False,
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.began = False
+        self.ended = False
+        self._send = send
+        self._prefix = prefix
+        self._reader = Reader(store, run, offset)
+        self._sent = offset - 1
+        self._wrapped = wrapped  # a body that is not SSE, asked for as SSE
+        self._raw = raw  # the response as it was, without ids
+        self._rewinds = rewinds
+        self._secrets = secrets
+        self._sse = wrapped
+        self._run_id = run.id.encode()
+        self._loop = run.log.loop
+        self._watch: asyncio.TimerHandle | None = None
+        self._writes = 0
+        self._writing = False
+
+    async def follow(self) -> None:
+        """Send everything up to the end of the response, as it becomes durable.
+
+        Raises: StreamAborted if the reader is to come back; OSError if it is gone.
+        """
+        self.run.readers += 1
+        task = asyncio.current_task()
+        self._watch = self._loop.call_later(SEND_STALL_S, self._check_stall, task, 0)
+        try:
+            await self._follow()
+        finally:
+            self._watch.cancel()
+            self.run.readers -= 1
+
+    async def _follow(self) -> None:
+        reader, run = self._reader, self.run
+        try:
+            if self._wrapped:  # surely an event stream: show at once that somebody is here
+                await self._open(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+            await self._head()
+            while True:
+                events = await reader.read(HEARTBEAT_S if self._sse else None)
+                if events is None:
+                    await self._write(HEARTBEAT)
+                elif events:
+                    await self._events(events)
+                else:
+                    break
+        except Fenced as reason:
+            raise StreamAborted(f"run {run.id} goes on elsewhere: {reason}") from None
+        await self._end()
+
+    async def _head(self) -> None:
+        """Wait for the run's response head, and begin by it."""
+        run = self.run
+        while run.head is None or run.durable_offset == 0:
+            if run.fenced is not None:
+                raise Fenced(run.fenced)
+            if run.ended:
+                if self.began:
+                    return
+                raise StreamAborted(f"run {run.id} ended without a response")
+            if not await self._reader.moved(HEARTBEAT_S if self.began else None):
+                await self._write(HEARTBEAT)
+        head: dict[str, Any] = orjson.loads(run.head)
+        headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in head["headers"]]
+        kind = next((v for k, v in headers if k == b"content-type"), b"")
+        own_sse = kind.startswith(b"text/event-stream") and not self._raw
+        self._wrapped = self._wrapped and not own_sse
+        if not self.began:
+            self._sse = own_sse
+            await self._open(head["status"], headers)
+
+    async def _open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if self._sse:
+            ours = {name for name, _ in _SSE_HEADERS}
+            headers = [(k, v) for k, v in headers if k not in _DROPPED and k not in ours]
+            headers += _SSE_HEADERS
+        link = f'<{self._prefix}/runs/{self.run.id}/stream>; rel="durable-stream"'
+        headers += self._secrets
+        headers += [(b"durable-run-id", self._run_id), (b"link", link.encode())]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.began = True
+        if self._sse and self._rewinds:
+            await self._write(control("durable.run", {"run_id": self.run.id}))
+
+    async def _events(self, events: list[Event]) -> None:
+        run, sse = self.run, self._sse
+        plain = not run.rewinds
+        last = None
+        if not sse and self._reader.at_end:
+            last = events[-1]
+        for event in events:
+            kind = event.kind
+            if kind == Kind.HEAD or (not plain and self._skip(event)):
+                continue
+            if sse:
+                if kind == Kind.CHUNK and not self._wrapped:
+                    data = with_id(event.payload, self._run_id, event.offset, event.crc)
+                else:
+                    data = self._block(event)
+                await self._write(data)
+            elif kind == Kind.CHUNK:
+                self.ended = event is last and run.response_ended
+                await self._write(event.payload, more=not self.ended)
+            self._sent = event.offset
+
+    def _skip(self, event: Event) -> bool:
+        """Say whether this reader does not see an event: taken back, or a rewind not asked for.
+
+        Raises: StreamAborted if it has seen what is taken back now.
+        """
+        if self._rewinds and self._sse:
+            return False
+        if event.kind == Kind.REWIND:
+            to = int(orjson.loads(event.payload)["to"])
+            if self._sent > to:
+                raise StreamAborted("events that this reader has seen were taken back")
+            return True
+        return is_rewound(self.run, event.offset)
+
+    def _block(self, event: Event) -> bytes:
+        place = f"{self.run.id}:{event.offset}-{event.crc:08x}"
+        if event.kind == Kind.REWIND:
+            return control("durable.rewind", orjson.loads(event.payload), place)
+        block = event.payload if event.kind == Kind.EMIT else wrap(event.payload)
+        return with_id(block, self._run_id, event.offset, event.crc)
+
+    async def _end(self) -> None:
+        run = self.run
+        if self.ended:
+            return
+        if self._sse and self._rewinds:
+            error = run.record.error.partition(":")[0] if run.record.error else None
+            done = {"status": run.record.status, "error": error}
+            await self._write(control("durable.done", done))
+        elif not run.response_ended and run.record.status != "cancelled":
+            raise StreamAborted(
+                f"run {run.id} {run.record.status} before its response was complete"
+            )
+        await self._write(b"", more=False)
+        self.ended = True
+
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        self._writing = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._writing = False
+        self._writes += 1
+
+    def _check_stall(self, task: asyncio.Task[Any] | None, writes: int) -> None:
+        """Let a reader go that has taken nothing for a while; it can come back."""
+        if self._writing and writes == self._writes and task is not None:
+            task.cancel("the reader has stalled")
+            return
+        self._watch = self._loop.call_later(SEND_STALL_S, self._check_stall, task, self._writes)

@@ -1,0 +1,276 @@
+"""What handlers call: `step`, `current_run`, `emit`, `now`, `random`, `uuid7`.
+
+Outside a run every one of them is the plain call, so that handlers stay testable.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random as _random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar, overload
+from uuid import UUID
+
+import anyio.to_thread
+import orjson
+
+from durable_endpoints.codec import Codec, codec_of, dumps
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.engine.scope import SCOPE, Scope
+from durable_endpoints.engine.steps import StepSpec, claim, on_loop, run_step, run_sync_step
+from durable_endpoints.engine.streams import run_stream
+from durable_endpoints.errors import NotDurable, PayloadTooLarge
+from durable_endpoints.ids import new_uuid7
+from durable_endpoints.limits import EVENT_BYTES_MAX
+from durable_endpoints.records import Kind
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _scope() -> Scope | None:
+    scope = SCOPE.get()
+    return None if scope is None or scope.inert else scope
+
+
+class StepDecorator:
+    """`@step`, `@step(...)`, `step.run`, `step.stream` and `step.options`."""
+
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+    @overload
+    def __call__(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        on_interrupt: str = "auto",
+    ) -> Callable[[F], F]: ...
+    def __call__(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        on_interrupt: str = "auto",
+    ) -> Any:
+        """Make a function a step: its result is recorded and never made twice.
+
+        Works on coroutine functions, async generator functions (every item is recorded as it
+        flows) and plain functions. `name` is the step's name in the journal, the function's own
+        if not given, at most 200 characters; `timeout` is in seconds, for coroutine functions;
+        `on_interrupt`, for generators, says what happens after a crash in the middle: `auto`,
+        `restart`, `resume` (the function gets the keyword `recorded`), `finalize`, `fail`, `hold`.
+
+        Raises, at the call: NotSerializable or PayloadTooLarge if the result cannot be recorded.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            return _wrap(function, _spec(function, name, timeout, on_interrupt))
+
+        return decorate if function is None else decorate(function)
+
+    @staticmethod
+    def options(function: F, /, **changes: Any) -> F:
+        """Return a copy of a step with other options (`name`, `timeout`, `on_interrupt`)."""
+        spec: StepSpec | None = getattr(function, "durable_step", None)
+        if spec is None:
+            raise TypeError(f"{function!r} is not a step: decorate it with @step first")
+        if "timeout" in changes:
+            changes["timeout_s"] = changes.pop("timeout")
+        wrapped: F = _wrap(inspect.unwrap(function), replace(spec, **changes))
+        return wrapped
+
+    @staticmethod
+    def run(
+        name: str, function: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[R]:
+        """Run any function as a step of this name; a plain one runs in a worker thread."""
+        scope = _scope()
+        call = _awaitable(function)
+        if scope is None:
+            return call(*args, **kwargs)
+        spec = StepSpec(name, Codec(f"step {name}"))
+        return run_step(scope, scope.next_call(), spec, call, args, kwargs)
+
+    @staticmethod
+    def stream(
+        name: str, function: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncIterator[R]:
+        """Iterate over any async generator function as a stream step of this name."""
+        scope = _scope()
+        if scope is None:
+            return function(*args, **kwargs)
+        spec = StepSpec(name, Codec(f"step {name}"))
+        return run_stream(scope, scope.next_call(), spec, function, args, kwargs)
+
+
+step = StepDecorator()
+
+
+def _spec(
+    function: Callable[..., Any], name: str | None, timeout: float | None, on_interrupt: str
+) -> StepSpec:
+    called = name or str(getattr(function, "__name__", type(function).__name__))
+    items = inspect.isasyncgenfunction(function)
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(f"step {called}: a stream step is an async generator (async def … yield)")
+    if timeout is not None and not inspect.iscoroutinefunction(function):
+        raise TypeError(f"step {called}: timeout= needs a coroutine function (async def)")
+    if on_interrupt != "auto" and not items:
+        raise TypeError(f"step {called}: on_interrupt= is for async generators")
+    codec = codec_of(f"step {called}", function, items=items)
+    return StepSpec(called, codec, timeout, on_interrupt)
+
+
+def _wrap(function: Callable[..., Any], spec: StepSpec) -> Any:
+    if inspect.isasyncgenfunction(function):
+        resume = spec.on_interrupt == "resume"
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            scope = SCOPE.get()
+            if scope is None or scope.inert:
+                return function(*args, **{**kwargs, "recorded": []} if resume else kwargs)
+            return run_stream(scope, scope.next_call(), spec, function, args, kwargs)
+
+    elif inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            scope = SCOPE.get()
+            if scope is None or scope.inert:
+                return function(*args, **kwargs)
+            return run_step(scope, scope.next_call(), spec, function, args, kwargs)
+
+        _mark_coroutine_function(call)
+    else:
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            scope = SCOPE.get()
+            if scope is None or scope.inert:
+                return function(*args, **kwargs)
+            return run_sync_step(scope, scope.next_call(), spec, function, args, kwargs)
+
+    call.durable_step = spec  # type: ignore[attr-defined]
+    return call
+
+
+def _mark_coroutine_function(function: Callable[..., Any]) -> None:
+    """Let frameworks see that calling it returns an awaitable."""
+    if hasattr(inspect, "markcoroutinefunction"):  # Python 3.12
+        inspect.markcoroutinefunction(function)
+    else:
+        import asyncio.coroutines
+
+        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _awaitable(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    if inspect.iscoroutinefunction(function):
+        return function
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        work = functools.partial(function, *args, **kwargs)
+        result = await anyio.to_thread.run_sync(work)
+        return await result if inspect.isawaitable(result) else result
+
+    return call
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRun:
+    """The run around the caller."""
+
+    id: str
+    attempt: int
+    replaying: bool
+
+
+def current_run() -> CurrentRun:
+    """Return the run that the caller is part of, inside steps too.
+
+    Raises: NotDurable if there is none.
+    """
+    scope = SCOPE.get()
+    if scope is None:
+        raise NotDurable("there is no run here: mark the endpoint with @durable")
+    run = scope.run
+    return CurrentRun(run.id, run.record.attempts, run.replay is not None)
+
+
+def emit(data: Any, *, event: str | None = None) -> None:
+    """Send an event to the run's observers, beside the response (an SSE event, at most 256 KiB).
+
+    `data` is text, or a JSON value. Does nothing outside a run.
+
+    Raises: NotSerializable, PayloadTooLarge.
+    """
+    scope = _scope()
+    if scope is None:
+        return
+    text = data if isinstance(data, str) else dumps(data, "emit").decode()
+    lines = [f"event: {event}"] if event else []
+    lines += [f"data: {line}" for line in text.splitlines() or [""]]
+    block = ("\n".join(lines) + "\n\n").encode()
+    if len(block) > EVENT_BYTES_MAX:
+        raise PayloadTooLarge("emit", len(block), EVENT_BYTES_MAX)
+    on_loop(scope.run, _emit, scope.run, block)
+
+
+def _emit(run: LiveRun, block: bytes) -> None:
+    if run.early is not None:  # observers get the response head first
+        run.early.append(block)
+    else:
+        run.emit(block)
+
+
+def _value(scope: Scope, name: str, make: Callable[[], bytes]) -> bytes:
+    run = scope.run
+    ident = scope.next_call()
+    call = claim(run, ident, name, 0)
+    if call is not None and call.value is not None:
+        return call.value
+    data = make()
+    run.append(Kind.VALUE, f"{ident} {name}".encode(), data)
+    return data
+
+
+def now() -> datetime:
+    """Return the time in UTC, to the millisecond; the same at every replay."""
+    scope = _scope()
+    if scope is None:
+        return datetime.now(UTC)
+    run = scope.run
+    data = on_loop(run, _value, scope, "now", lambda: orjson.dumps(run.log.now_ms()))
+    return datetime.fromtimestamp(orjson.loads(data) / 1000, UTC)
+
+
+def uuid7() -> UUID:
+    """Return a new UUIDv7 (RFC 9562); the same at every replay."""
+    scope = _scope()
+    if scope is None:
+        return new_uuid7()
+    data = on_loop(scope.run, _value, scope, "uuid7", lambda: new_uuid7().bytes)
+    return UUID(bytes=data)
+
+
+def random() -> _random.Random:
+    """Return a random generator, seeded by the run and the task: the same at every replay.
+
+    Not for secrets.
+    """
+    scope = _scope()
+    if scope is None:
+        return _random.Random()  # noqa: S311 - said not to be for secrets
+    if scope.random is None:
+        scope.random = _random.Random(f"{scope.run.id}/{scope.path}")  # noqa: S311
+    return scope.random

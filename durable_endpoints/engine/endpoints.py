@@ -1,0 +1,124 @@
+"""`@durable`: marks an endpoint, and promotes the request around it to a run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, overload
+
+import anyio.to_thread
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """What an endpoint says of itself. A run goes on only under the version it began with."""
+
+    name: str
+    version: str = "1"
+
+
+class Admission(Protocol):
+    """The request around an endpoint, able to become a run."""
+
+    async def promote(self, spec: EndpointSpec) -> None:
+        """Make the request a run, unless it is one already."""
+        ...
+
+
+ADMISSION: ContextVar[Admission | None] = ContextVar("durable_endpoints_admission", default=None)
+ENDPOINTS: dict[str, tuple[EndpointSpec, Callable[..., Any]]] = {}
+
+
+@overload
+def durable(function: F, /) -> F: ...
+@overload
+def durable(*, version: str = "1") -> Callable[[F], F]: ...
+def durable(function: Callable[..., Any] | None = None, /, *, version: str = "1") -> Any:
+    """Make each request to an endpoint a run. Goes below the route decorator.
+
+    Works on `async def`, `def` (run in a worker thread, as FastAPI does) and generators. Raise
+    `version` when you change the order of a handler's steps: runs of another version are parked
+    instead of being replayed by code that they do not fit. Outside a request the endpoint is the
+    plain function.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        name = f"{function.__module__}:{function.__qualname__}"
+        spec = EndpointSpec(name, version)
+        wrapped = _wrap(function, spec)
+        ENDPOINTS[name] = (spec, wrapped)
+        wrapped.durable_endpoint = spec
+        return wrapped
+
+    return decorate if function is None else decorate(function)
+
+
+async def _admit(spec: EndpointSpec) -> None:
+    admission = ADMISSION.get()
+    if admission is not None:
+        await admission.promote(spec)
+
+
+def _wrap(function: Callable[..., Any], spec: EndpointSpec) -> Any:
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            await _admit(spec)
+            async with aclosing(function(*args, **kwargs)) as items:
+                async for item in items:
+                    yield item
+
+        return stream
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            await _admit(spec)
+            return await function(*args, **kwargs)
+
+        return call
+    if inspect.isgeneratorfunction(function):
+
+        async def iterate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            await _admit(spec)
+            items = function(*args, **kwargs)
+            end = object()
+            while (item := await anyio.to_thread.run_sync(next, items, end)) is not end:
+                yield item
+
+        return _as_async(iterate, function)
+
+    async def work(*args: Any, **kwargs: Any) -> Any:
+        await _admit(spec)
+        return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs))
+
+    return _as_async(work, function)
+
+
+def _as_async(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give an async wrapper the signature of a plain function, but not its `__wrapped__`.
+
+    FastAPI looks behind `__wrapped__` to see whether to await: it would see the plain function.
+    """
+    functools.update_wrapper(wrapper, function)
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:
+        signature = inspect.signature(function)
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {
+        parameter.name: parameter.annotation
+        for parameter in signature.parameters.values()
+        if parameter.annotation is not parameter.empty
+    }
+    if signature.return_annotation is not signature.empty:
+        wrapper.__annotations__["return"] = signature.return_annotation
+    return wrapper

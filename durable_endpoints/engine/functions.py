@@ -1,0 +1,146 @@
+"""Runs without a request: `Engine.start` calls a `@durable` function as a run of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+
+from durable_endpoints import failures
+from durable_endpoints.codec import codec_of, dumps
+from durable_endpoints.engine.context import emit
+from durable_endpoints.engine.endpoints import ADMISSION, ENDPOINTS, EndpointSpec
+from durable_endpoints.engine.engine import Engine
+from durable_endpoints.engine.reader import Reader, read_journal
+from durable_endpoints.engine.run import Event, LiveRun
+from durable_endpoints.engine.scope import SCOPE, Scope
+from durable_endpoints.errors import Diverged, Fenced, NotDurable, RunCancelled, RunFailed
+from durable_endpoints.journal import Journal
+from durable_endpoints.records import Entry, Kind, Status
+
+logger = logging.getLogger("durable_endpoints")
+KIND = "call"
+
+
+class Run:
+    """A handle on one run."""
+
+    def __init__(self, engine: Engine, run: LiveRun) -> None:
+        self._engine = engine
+        self._run = run
+
+    @property
+    def id(self) -> str:
+        """The run id."""
+        return self._run.id
+
+    @property
+    def status(self) -> Status:
+        """The durable status."""
+        return self._run.record.status
+
+    async def events(self, after: int = -1) -> AsyncIterator[Event]:
+        """Yield the run's durable events behind offset `after`, until its end."""
+        reader = Reader(self._engine.store, self._run, after + 1)
+        while events := await reader.read():
+            for event in events:
+                yield event
+
+    async def result(self) -> Any:
+        """Wait for the end and return what the function returned, as JSON brings it back.
+
+        Raises: RunFailed, RunCancelled; Fenced if the run goes on in another process.
+        """
+        run = self._run
+        while not run.ended:
+            if run.fenced is not None:
+                raise Fenced(run.fenced)
+            await run.progress()
+        if run.record.status == "cancelled":
+            raise RunCancelled(run.id)
+        if run.record.status != "completed":
+            raise RunFailed(f"run {run.id} {run.record.status}: {run.record.error}")
+        last = (await read_journal(self._engine.store, run.id, seq=run.durable_seq))[-1]
+        return orjson.loads(last.payload) if last.payload else None
+
+    async def cancel(self) -> None:
+        """Ask the run to stop; returns when that is durable."""
+        await self._engine.cancel(self._run)
+
+
+async def start(engine: Engine, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Run:
+    """Call a `@durable` function as a run; returns once that is durable.
+
+    Arguments are JSON values.
+
+    Raises: NotDurable, NotSerializable, Overloaded.
+    """
+    spec: EndpointSpec | None = getattr(function, "durable_endpoint", None)
+    if spec is None:
+        raise NotDurable(f"{function!r} is not @durable: decorate it first")
+    payload = dumps({"args": args, "kwargs": kwargs}, f"arguments of {spec.name}")
+    meta = orjson.dumps({"kind": KIND, "function": spec.name})
+    run = engine.begin(spec.name, version=spec.version, args=meta, payload=payload)
+    task = asyncio.get_running_loop().create_task(_drive(engine, run, spec, function, payload))
+    run.task = task
+    engine.tasks.add(task)
+    task.add_done_callback(engine.tasks.discard)
+    await run.durable(0)
+    return Run(engine, run)
+
+
+async def recover(engine: Engine, run: LiveRun, started: Entry, journal: Journal) -> None:
+    """Drive a recovered call on."""
+    name = orjson.loads(started.args)["function"]
+    spec, function = ENDPOINTS.get(name, (None, None))
+    if spec is None or function is None:
+        run.park("diverged", f"the function {name} is gone; bring it back, or cancel the run")
+        return
+    if spec.version != run.record.version:
+        run.park("diverged", f"began with version {run.record.version}, the code is {spec.version}")
+        return
+    run.begin_replay(journal)
+    task = asyncio.get_running_loop().create_task(
+        _drive(engine, run, spec, function, started.payload)
+    )
+    run.task = task
+    await asyncio.wait([task])
+
+
+async def _drive(
+    engine: Engine, run: LiveRun, spec: EndpointSpec, function: Callable[..., Any], payload: bytes
+) -> None:
+    call = orjson.loads(payload)
+    SCOPE.set(Scope(run))
+    ADMISSION.set(None)
+    try:
+        if inspect.isasyncgenfunction(function):
+            async for item in function(*call["args"], **call["kwargs"]):
+                emit(item)
+            data = b""
+        else:
+            value = await function(*call["args"], **call["kwargs"])
+            data = codec_of(f"result of {spec.name}", function).encode(value)
+        if run.replay is not None:
+            run.replay.finish()
+        run.end(Kind.COMPLETED, "completed", None, data)
+    except asyncio.CancelledError:
+        if run.cancelling:
+            run.end(Kind.CANCELLED, "cancelled", None)
+    except Diverged as error:
+        run.diverge(error.difference)
+    except Fenced as reason:
+        logger.info("run %s: %s", run.id, reason)
+    except Exception as error:
+        logger.exception("run %s failed", run.id)
+        if run.fenced is None:
+            run.end(Kind.FAILED, "failed", f"{type(error).__name__}: {error}", failures.dump(error))
+    finally:
+        SCOPE.set(None)
+        await engine.log.flush()
+        run.task = None
+        engine.forget(run)

@@ -1,0 +1,137 @@
+"""Group commit: everything appended so far goes to the store in one transaction.
+
+Self-clocking: an idle log commits at the end of the loop turn that appended, a busy one gathers
+while a batch is in flight. One batch at a time, in order, so what is durable is a prefix (I8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextvars import Context
+
+from durable_endpoints.clock import Clock
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.errors import StoreError
+from durable_endpoints.limits import WINDOW_AGE_S_MAX, WINDOW_BYTES_MAX, WINDOW_ENTRIES_MAX
+from durable_endpoints.stores.protocol import Store
+
+EXIT_STORE_FAILED = 70
+logger = logging.getLogger("durable_endpoints")
+
+
+def leave(reason: str) -> None:
+    """End the process at once: after a failed write nothing in memory may be believed (I9)."""
+    logger.critical("%s; exiting so that the restart decides what is true", reason)
+    os._exit(EXIT_STORE_FAILED)
+
+
+class Log:
+    """The one writer of a store."""
+
+    def __init__(
+        self, store: Store, clock: Clock, on_failure: Callable[[str], None] = leave
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self.now_ms = clock.now_ms
+        self.loop = asyncio.get_running_loop()
+        self.thread_id = threading.get_ident()
+        self.failed: str | None = None
+        self.commits = 0
+        self._on_failure = on_failure
+        self._queue: list[LiveRun] = []
+        self._entries = 0  # appended and not durable, in the queue or in flight
+        self._bytes = 0
+        self._oldest_s = 0.0
+        self._writing: asyncio.Task[None] | None = None
+        self._flush: asyncio.Handle | None = None
+        self._context = Context()  # the writer belongs to no run
+        self._room: list[asyncio.Future[None]] = []
+
+    def appended(self, run: LiveRun, size: int) -> None:
+        """Note that a run has something to write."""
+        if not self._entries:
+            self._oldest_s = self.clock.monotonic_s()
+        self._entries += 1
+        self._bytes += size
+        if not run.queued:
+            run.queued = True
+            self._queue.append(run)
+            if self._writing is None and self._flush is None:
+                self._flush = self.loop.call_soon(self._start, context=self._context)
+
+    @property
+    def full(self) -> bool:
+        """Whether the unpersisted window is full: whoever would append more must wait (I14)."""
+        entries = self._entries
+        return entries > 0 and (
+            entries >= WINDOW_ENTRIES_MAX
+            or self._bytes >= WINDOW_BYTES_MAX
+            or self.clock.monotonic_s() - self._oldest_s > WINDOW_AGE_S_MAX
+        )
+
+    async def room(self) -> None:
+        """Wait until the window has room."""
+        while self.full and self.failed is None:
+            waiter = self.loop.create_future()
+            self._room.append(waiter)
+            await waiter
+
+    async def flush(self) -> None:
+        """Wait until everything appended so far is durable."""
+        while self._writing is not None or self._flush is not None:
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+            else:
+                await asyncio.sleep(0)
+
+    def _start(self) -> None:
+        self._flush = None
+        if self.failed is None:
+            self._writing = self.loop.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._queue and self.failed is None:
+                runs, self._queue = self._queue, []
+                entries, size = self._entries, self._bytes
+                began_s = self.clock.monotonic_s()
+                frames = []
+                for run in runs:
+                    run.queued = False
+                    frames.append(run.take_frame())
+                fenced = await self.store.append(frames)
+                self.commits += 1
+                self._entries -= entries
+                self._bytes -= size
+                self._oldest_s = began_s
+                for run, frame in zip(runs, frames, strict=True):
+                    if run.record.run_id in fenced:
+                        run.fence("another process commits for this run")
+                    else:
+                        run.committed(frame)
+                self._give_room()
+        except StoreError as error:
+            self.fail(str(error))
+        except Exception as error:
+            logger.exception("the log failed")
+            self.fail(f"the log failed: {error!r}")
+        finally:
+            self._writing = None
+
+    def fail(self, reason: str) -> None:
+        """Poison the log: nothing is acknowledged any more, and the process leaves (I9)."""
+        if self.failed is None:
+            self.failed = reason
+            self._give_room()
+            self._on_failure(reason)
+
+    def _give_room(self) -> None:
+        waiting, self._room = self._room, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

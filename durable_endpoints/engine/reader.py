@@ -1,0 +1,157 @@
+"""Reading a run's events from a cursor: memory for the recent end, the store for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from zlib import crc32
+
+import orjson
+
+from durable_endpoints.engine.run import Event, LiveRun
+from durable_endpoints.errors import Corrupt, Fenced
+from durable_endpoints.frames import unpack
+from durable_endpoints.limits import READ_BYTES_MAX
+from durable_endpoints.records import EVENT_KINDS, Entry, Kind
+from durable_endpoints.stores.protocol import Store, StoredFrame
+
+
+class Reader:
+    """One observer's place in a run's events."""
+
+    __slots__ = ("_store", "offset", "run")
+
+    def __init__(self, store: Store, run: LiveRun, offset: int = 0) -> None:
+        self._store = store
+        self.run = run
+        self.offset = offset  # of the next event to read
+
+    async def available(self) -> list[Event]:
+        """Return durable events from the cursor on, without waiting for more; moves the cursor."""
+        run = self.run
+        if self.offset >= run.durable_offset:
+            return []
+        events = run.recent_from(self.offset)
+        if events is None:
+            events = await stored_events(self._store, run, self.offset)
+        if events:
+            self.offset = events[-1].offset + 1
+        return events
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the cursor is behind the last event there will be."""
+        run = self.run
+        return self.offset >= run.durable_offset and (run.response_ended or run.ended)
+
+    async def read(self, timeout_s: float | None = None) -> list[Event] | None:
+        """Return the next events, waiting for them; an empty list at the end of the response.
+
+        None if `timeout_s` seconds passed without one.
+
+        Raises: Fenced if the run goes on elsewhere.
+        """
+        run = self.run
+        while True:
+            if self.offset < run.durable_offset:
+                events = await self.available()
+                if events:
+                    return events
+            if run.response_ended or run.ended:
+                return []
+            if run.fenced is not None:
+                raise Fenced(run.fenced)
+            if not await self.moved(timeout_s):
+                return None
+
+    async def moved(self, timeout_s: float | None = None) -> bool:
+        """Wait for a change of the run; False if `timeout_s` seconds pass without one."""
+        run = self.run
+        waiter = run.progress()
+        if timeout_s is None:
+            return await waiter
+        timer = run.log.loop.call_later(timeout_s, _expire, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+
+
+def _expire(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
+
+
+def events_of(frame: StoredFrame, *, until: int) -> list[Event]:
+    """Return a frame's events below offset `until`, with their hashes."""
+    offset, crc = frame.first_offset, frame.hash_in
+    events = []
+    for entry in unpack(frame.data, frame.first_seq):
+        if entry.kind in EVENT_KINDS:
+            crc = crc32(entry.payload, crc)
+            if offset < until:
+                events.append(Event(offset, entry.kind, entry.payload, crc))
+            offset += 1
+    return events
+
+
+async def stored_events(store: Store, run: LiveRun, offset: int) -> list[Event]:
+    """Return durable events from `offset` on, up to a read's limit."""
+    found: list[Event] = []
+    for frame in await store.read(run.id, offset=offset, limit_bytes=READ_BYTES_MAX):
+        found += events_of(frame, until=run.durable_offset)
+    return [event for event in found if event.offset >= offset]
+
+
+async def event_at(store: Store, run: LiveRun, offset: int) -> Event | None:
+    """Return one durable event."""
+    if not 0 <= offset < run.durable_offset:
+        return None
+    events = run.recent_from(offset)
+    if events is None:
+        events = await stored_events(store, run, offset)
+    return events[0] if events else None
+
+
+async def read_journal(store: Store, run_id: str, *, seq: int = 0) -> list[Entry]:
+    """Return all durable entries from `seq` on.
+
+    Raises: Corrupt if a frame is damaged or missing (I20).
+    """
+    entries: list[Entry] = []
+    expected = seq
+    while True:
+        frames = await store.read(run_id, seq=expected, limit_bytes=READ_BYTES_MAX)
+        if not frames:
+            return entries
+        for frame in frames:
+            part = unpack(frame.data, frame.first_seq)
+            if not entries:
+                part = [entry for entry in part if entry.seq >= seq]
+            if len(part) == 0 or part[0].seq != expected:
+                raise Corrupt(f"run {run_id}: entry {expected} is missing")
+            entries += part
+            expected = part[-1].seq + 1
+
+
+def restore(run: LiveRun, entries: list[Entry]) -> None:
+    """Give a run loaded from the store what its journal says of its response.
+
+    Raises: Corrupt if the events are not as many as its row says.
+    """
+    crc, offset = 0, 0
+    run.rewinds.clear()
+    for entry in entries:
+        if entry.kind in EVENT_KINDS:
+            crc = crc32(entry.payload, crc)
+            if entry.kind == Kind.HEAD and run.head is None:
+                run.head = entry.payload
+            elif entry.kind == Kind.REWIND:
+                run.rewinds.append((offset, int(orjson.loads(entry.payload)["to"])))
+            offset += 1
+        elif entry.kind == Kind.BODY_END:
+            run.body_end_seq = entry.seq
+    if not entries or entries[0].kind != Kind.STARTED:
+        raise Corrupt(f"run {run.id}: its journal does not begin with its start")
+    if offset != run.offset:
+        raise Corrupt(f"run {run.id}: its row counts {run.offset} events, its journal {offset}")
+    run.rehash(crc)

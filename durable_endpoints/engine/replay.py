@@ -1,0 +1,97 @@
+"""Replay, the part that waits: hands recorded completions out in journal order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from durable_endpoints.errors import Diverged
+from durable_endpoints.journal import Delivery, Journal
+from durable_endpoints.limits import REPLAY_STALL_S
+
+
+class Replay:
+    """A journal under replay, and the calls that wait for their turn."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        loop: asyncio.AbstractEventLoop,
+        on_exhausted: Callable[[], None],
+        on_stall: Callable[[str], None],
+        stall_s: float = REPLAY_STALL_S,
+    ) -> None:
+        self.journal = journal
+        self.working = 0  # live steps, for which a replay may wait as long as they take
+        self._loop = loop
+        self._on_exhausted = on_exhausted
+        self._on_stall = on_stall
+        self._stall_s = stall_s
+        self._moves = 0
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._ending: list[asyncio.Future[None]] = []
+        self._timer = loop.call_later(stall_s, self._check, 0)
+
+    async def turn(self, delivery: Delivery, *, concurrent: bool) -> None:
+        """Wait until it is this completion's turn, and take it."""
+        journal = self.journal
+        while not journal.is_turn(delivery):
+            waiter = self._loop.create_future()
+            self._waiting[delivery.index] = waiter
+            await waiter
+        if concurrent:
+            await asyncio.sleep(0)  # let what the completion before set off go first
+        self.take(delivery)
+
+    def take(self, delivery: Delivery) -> None:
+        """Take a completion now, in turn or not: for callers that cannot wait."""
+        self.journal.deliver(delivery)
+        self.moved()
+
+    def moved(self) -> None:
+        """Wake whoever is next, after a delivery or a matched event."""
+        self._moves += 1
+        upcoming = self.journal.upcoming
+        if upcoming is not None:
+            waiting = self._waiting.get(upcoming.index)
+            if waiting is not None and self.journal.is_turn(upcoming):
+                del self._waiting[upcoming.index]
+                if not waiting.done():
+                    waiting.set_result(None)
+        elif self.journal.exhausted:
+            self.close()
+            self._on_exhausted()
+
+    async def exhausted(self) -> None:
+        """Wait until all that is recorded has happened again: what is new comes after it."""
+        if not self.journal.exhausted:
+            waiter = self._loop.create_future()
+            self._ending.append(waiter)
+            await waiter
+
+    def close(self) -> None:
+        """Stop watching, and let go on who waited for the end."""
+        self._timer.cancel()
+        ending, self._ending = self._ending, []
+        for waiter in ending:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def finish(self) -> None:
+        """Check that the handler did everything that is recorded.
+
+        Raises: Diverged if something is left.
+        """
+        self.close()
+        if not self.journal.exhausted:
+            raise Diverged(self.journal.difference())
+
+    def _check(self, moves: int) -> None:
+        if self.journal.exhausted:
+            return
+        if moves == self._moves and not self.working:
+            self._on_stall(
+                f"replay stood still for {self._stall_s:g} s: {self.journal.difference()}"
+            )
+            return
+        self._timer = self._loop.call_later(self._stall_s, self._check, self._moves)

@@ -1,0 +1,308 @@
+"""A run in memory: what is appended, what of it is durable, and who waits for more.
+
+`published <= durable <= appended`: readers see only up to `durable_offset` (I1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
+
+import orjson
+
+from durable_endpoints.engine.replay import Replay
+from durable_endpoints.errors import Diverged, Fenced
+from durable_endpoints.frames import pack, pack_entry
+from durable_endpoints.limits import (
+    RECENT_BYTES_MAX,
+    REPLAY_STALL_S,
+    RUN_BYTES_MAX,
+    RUN_ENTRIES_MAX,
+)
+from durable_endpoints.records import TERMINAL_KINDS, Frame, Kind, RunRecord, Status
+from durable_endpoints.states import ENDED, move
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.log import Log
+    from durable_endpoints.journal import Journal
+
+
+class Event(NamedTuple):
+    """What observers see. `crc` is the rolling hash up to and with this event."""
+
+    offset: int
+    kind: Kind
+    payload: bytes
+    crc: int
+
+
+class LiveRun:
+    """One run that this process drives or observes."""
+
+    __slots__ = (
+        "__weakref__", "_bytes", "_entry_bytes", "_events", "_first_offset", "_first_seq",
+        "_hash_in", "_opening", "_parts", "_recent_bytes", "_status", "_waiters", "at_ms",
+        "body_end_seq", "cancelling", "crc", "durable_offset", "durable_seq", "early", "error",
+        "fenced", "head", "log", "offset", "queued", "readers", "recent", "record", "replay",
+        "rewind_aware", "rewinds", "seq", "strict", "task", "terminal_seq",
+    )  # fmt: skip
+
+    def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
+        self.log = log
+        self.record = record
+        self.seq = record.last_seq + 1
+        self.offset = record.events
+        self.crc = crc
+        self.durable_seq = record.last_seq
+        self.durable_offset = record.events
+        self.head: bytes | None = None
+        self.recent: list[Event] = []
+        self.rewinds: list[tuple[int, int]] = []  # (offset of the rewind, what it went back to)
+        self.rewind_aware = False
+        self.early: list[bytes] | None = None  # emitted before the response began
+        self.readers = 0
+        self.task: asyncio.Task[object] | None = None
+        self.replay: Replay | None = None
+        self.fenced: str | None = None
+        self.cancelling = False
+        self.strict = False
+        self.queued = False
+        self.error: str | None = record.error
+        self.body_end_seq = -1
+        self.terminal_seq = -1
+        self.at_ms = record.updated_at_ms
+        self._status: Status = record.status
+        self._opening = opening
+        self._bytes = 0
+        self._recent_bytes = 0
+        self._waiters: list[asyncio.Future[bool]] = []
+        self._parts: list[bytes] = []
+        self._entry_bytes = 0
+        self._events = 0
+        self._first_seq = self.seq
+        self._first_offset = self.offset
+        self._hash_in = self.crc
+
+    @property
+    def id(self) -> str:
+        """The run id."""
+        return self.record.run_id
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come, durably."""
+        return self.record.status in ENDED
+
+    @property
+    def response_ended(self) -> bool:
+        """Whether the whole response is durable."""
+        return 0 <= self.body_end_seq <= self.durable_seq
+
+    @property
+    def over(self) -> bool:
+        """Whether a terminal entry has been appended: nothing may follow (I15)."""
+        return self.terminal_seq >= 0
+
+    def take_over(self, record: RunRecord) -> None:
+        """Go on under a new epoch, from what is durable."""
+        self.record = record
+        self.seq = self._first_seq = record.last_seq + 1
+        self.offset = self._first_offset = record.events
+        self.durable_seq, self.durable_offset = record.last_seq, record.events
+        self.crc = self._hash_in
+        self._status = record.status
+        self.fenced, self.replay, self.task = None, None, None
+
+    def rehash(self, crc: int) -> None:
+        """Set the rolling hash of the events so far, of a run loaded from the store."""
+        self.crc = self._hash_in = crc
+
+    # --- appending
+
+    def append(
+        self, kind: Kind, key: bytes = b"", payload: bytes = b"", *,
+        check: int = 0, took_us: int = 0, args: bytes = b"",
+    ) -> int:  # fmt: skip
+        """Append one entry in memory and return its seq. The log writes it behind.
+
+        Raises: Fenced if this process may no longer commit for the run.
+        """
+        if self.fenced is not None or self.over:
+            raise Fenced(self.fenced or "the run has ended")
+        log = self.log
+        part = pack_entry(kind, key, check, log.now_ms(), took_us, args, payload)
+        seq = self.seq
+        self.seq = seq + 1
+        self._parts.append(part)
+        size = len(part)
+        self._entry_bytes += size
+        self._bytes += size
+        log.appended(self, size)
+        if seq >= RUN_ENTRIES_MAX or self._bytes > RUN_BYTES_MAX:
+            self._too_large()
+        return seq
+
+    def _too_large(self) -> None:
+        if self.error is None and self.task is not None:
+            self.error = (
+                f"the run is larger than {RUN_ENTRIES_MAX:,} entries or {RUN_BYTES_MAX:,} bytes: "
+                "split it into several runs"
+            )
+            self.task.cancel(self.error)
+
+    def append_event(self, kind: Kind, payload: bytes) -> Event:
+        """Append what observers will see once it is durable.
+
+        Raises: Fenced, as `append` does.
+        """
+        self.append(kind, b"", payload)
+        self.crc = crc = crc32(payload, self.crc)
+        event = Event(self.offset, kind, payload, crc)
+        self.offset += 1
+        self._events += 1
+        if kind == Kind.HEAD:
+            self.head = payload
+        elif kind == Kind.REWIND:
+            self.rewinds.append((event.offset, int(orjson.loads(payload)["to"])))
+        self.recent.append(event)
+        self._recent_bytes += len(payload)
+        return event
+
+    def emit(self, block: bytes) -> None:
+        """Append an event beside the response, unless it is recorded already."""
+        if self.replay is not None:
+            try:
+                recorded = self.replay.journal.match_emit(block)
+            except Diverged as error:
+                raise self.diverge(error.difference) from None
+            if recorded:
+                self.replay.moved()
+                return
+        self.append_event(Kind.EMIT, block)
+
+    def end(self, kind: Kind, status: Status, error: str | None, payload: bytes = b"") -> int:
+        """Append the one terminal entry (I15)."""
+        assert kind in TERMINAL_KINDS
+        self._status = move(self._status, status)
+        self.error = error
+        seq = self.append(kind, b"", payload)
+        self.terminal_seq = seq
+        return seq
+
+    def begin_replay(self, journal: Journal, stall_s: float = REPLAY_STALL_S) -> None:
+        """Let the handler run over what is recorded."""
+        if not journal.exhausted:
+            self.replay = Replay(journal, self.log.loop, self._replayed, self._stalled, stall_s)
+
+    def _replayed(self) -> None:
+        self.replay = None
+
+    def _stalled(self, difference: str) -> None:
+        self.diverge(difference)
+
+    def diverge(self, difference: str) -> Diverged:
+        """Park the run: its code no longer does what is recorded (I11). Return what to raise."""
+        if self.fenced is None:
+            self._parts = []
+            self.seq, self.offset = self._first_seq, self._first_offset
+            self._events, self.crc = 0, self._hash_in
+            self.park("diverged", difference)
+            self.fenced = f"diverged: {difference}"
+            if self.replay is not None:
+                self.replay.close()
+            if self.task is not None:
+                self.task.cancel("diverged")
+        return Diverged(difference)
+
+    def park(self, status: Status, error: str) -> None:
+        """Set a status without an entry: the journal stays as it is (I11, I17)."""
+        self._status = move(self._status, status)
+        self.error = error
+        self.log.appended(self, 0)
+
+    # --- what the log does with it
+
+    def take_frame(self) -> Frame:
+        """Return everything appended so far as one frame, and begin the next."""
+        count = len(self._parts)
+        self.at_ms = self.log.now_ms()
+        frame = Frame(
+            self.record.run_id, self.record.epoch, self._first_seq, count, self._first_offset,
+            self._events, self._hash_in, pack(self._parts) if count else b"", self.at_ms,
+            self._status, self.record if self._opening else None, self.error,
+        )  # fmt: skip
+        self._opening = False
+        self._parts = []
+        self._entry_bytes = 0
+        self._events = 0
+        self._first_seq = self.seq
+        self._first_offset = self.offset
+        self._hash_in = self.crc
+        return frame
+
+    def committed(self, frame: Frame) -> None:
+        """Raise the watermarks: the store has this frame."""
+        record = self.record
+        record.last_seq = self.durable_seq = frame.last_seq
+        record.events = self.durable_offset = frame.first_offset + frame.events
+        record.status = frame.status
+        record.updated_at_ms = frame.at_ms
+        record.error = frame.error
+        if self._recent_bytes > 2 * RECENT_BYTES_MAX:
+            self._trim()
+        self.wake()
+
+    def fence(self, reason: str) -> None:
+        """Stop: another owner commits for the run, or the process is leaving (I6, I22)."""
+        if self.fenced is None:
+            self.fenced = reason
+            self._parts = []
+            if self.task is not None:
+                self.task.cancel(reason)
+            self.wake()
+
+    def _trim(self) -> None:
+        keep, size = len(self.recent), 0
+        while keep and (
+            size < RECENT_BYTES_MAX or self.recent[keep - 1].offset >= self.durable_offset
+        ):
+            keep -= 1
+            size += len(self.recent[keep].payload)
+        del self.recent[:keep]
+        self._recent_bytes = size
+
+    # --- waiting
+
+    def wake(self) -> None:
+        """Wake everybody who waits for the watermark, or for the end."""
+        waiters = self._waiters
+        if waiters:
+            self._waiters = []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(True)
+
+    def progress(self) -> asyncio.Future[bool]:
+        """Return a future that is done at the next change of watermark or status."""
+        waiter = self.log.loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    async def durable(self, seq: int) -> None:
+        """Wait until entry `seq` is durable.
+
+        Raises: Fenced if it never will be by this process.
+        """
+        while self.durable_seq < seq:
+            if self.fenced is not None:
+                raise Fenced(self.fenced)
+            await self.progress()
+
+    def recent_from(self, offset: int) -> list[Event] | None:
+        """Return durable events from `offset` on; None if memory does not reach back so far."""
+        recent = self.recent
+        if not recent or recent[0].offset > offset:
+            return None if offset < self.durable_offset else []
+        first = recent[0].offset
+        return recent[offset - first : self.durable_offset - first]

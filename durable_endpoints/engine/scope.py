@@ -1,0 +1,93 @@
+"""Where a call stands: which run, which task of it, the how-many-eth call of that task (I12).
+
+A task that a run's code creates gets a scope of its own, named by its parent's path, its
+coroutine's name and how many of that name came before. Names keep a library's own tasks from
+shifting the paths of the user's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, ContextVar, copy_context
+from random import Random
+from typing import Any, TypeAlias
+
+from durable_endpoints.engine.run import LiveRun
+
+Factory: TypeAlias = Callable[..., "asyncio.Future[Any]"]
+
+
+class Scope:
+    """One task of a run."""
+
+    __slots__ = ("_children", "_inside", "calls", "inert", "loop", "path", "random", "run")
+
+    def __init__(self, run: LiveRun, path: str = "") -> None:
+        self.run = run
+        self.path = path
+        self.calls = 0
+        self.inert = False  # inside a step: what it calls belongs to it
+        self.loop = run.log.loop
+        self.random: Random | None = None
+        self._inside: Scope | None = None
+        self._children: dict[str, int] | None = None
+
+    def next_call(self) -> str:
+        """Return the identity of the next call."""
+        number = self.calls
+        self.calls = number + 1
+        return f"{self.path}{number}"
+
+    def child(self, name: str) -> Scope:
+        """Return the scope of a task that this one creates."""
+        if self._children is None:
+            self._children = {}
+        number = self._children.get(name, 0)
+        self._children[name] = number + 1
+        scope = Scope(self.run, f"{self.path}{name}.{number}/")
+        scope.inert = self.inert
+        return scope
+
+    def inside_step(self) -> Scope:
+        """Return the scope for a step's own body, where every primitive is the plain call."""
+        if self._inside is None:
+            self._inside = Scope(self.run, self.path)
+            self._inside.inert = True
+        return self._inside
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether other tasks of the run may be at work."""
+        return bool(self.path) or self._children is not None
+
+
+SCOPE: ContextVar[Scope | None] = ContextVar("durable_endpoints_scope", default=None)
+
+
+def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
+    """Give every task that a run creates its scope; keep the factory that is there."""
+    inner: Factory | None = loop.get_task_factory()
+    if getattr(inner, "durable_endpoints", False):
+        return
+
+    def factory(
+        loop: asyncio.AbstractEventLoop,
+        coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+        *,
+        context: Context | None = None,
+        **more: Any,
+    ) -> asyncio.Future[Any]:
+        scope = SCOPE.get() if context is None else context.get(SCOPE)
+        if scope is not None:
+            name = getattr(coro, "__qualname__", "task").replace(" ", "_")
+            context = copy_context() if context is None else context.copy()
+            context.run(SCOPE.set, scope.child(name))
+        if context is not None:
+            more["context"] = context
+        if inner is not None:
+            return inner(loop, coro, **more)
+        return asyncio.Task(coro, loop=loop, **more)
+
+    factory.durable_endpoints = True  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)

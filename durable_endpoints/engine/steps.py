@@ -1,0 +1,229 @@
+"""Steps: run once, record, and return what was recorded ever after (I2)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from zlib import crc32
+
+import orjson
+
+from durable_endpoints import failures
+from durable_endpoints.codec import Codec
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.engine.scope import SCOPE, Scope
+from durable_endpoints.errors import ControlSignal, Diverged, StepFailed
+from durable_endpoints.journal import Recorded
+from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX
+from durable_endpoints.records import Entry, Kind
+from durable_endpoints.redact import is_secret
+
+T = TypeVar("T")
+
+INTERRUPT_POLICIES: Final = ("auto", "restart", "resume", "finalize", "fail", "hold")
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """What a step is: its name, how its result is written, and its limits."""
+
+    name: str
+    codec: Codec
+    timeout_s: float | None = None
+    on_interrupt: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.name) <= NAME_CHARS_MAX:
+            raise ValueError(f"a step's name has 1 to {NAME_CHARS_MAX} characters: {self.name!r}")
+        if self.on_interrupt not in INTERRUPT_POLICIES:
+            raise ValueError(
+                f"on_interrupt={self.on_interrupt!r}: choose one of {', '.join(INTERRUPT_POLICIES)}"
+            )
+
+
+def hash_args(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Return the hash of the arguments and their JSON, shortened; (0, b"") if they have none."""
+    if not args and not kwargs:
+        return 0, b""
+    try:
+        data = orjson.dumps((args, kwargs) if kwargs else args, option=orjson.OPT_SORT_KEYS)
+    except (TypeError, RecursionError):
+        return 0, b""
+    check = crc32(data)
+    if kwargs and any(map(is_secret, kwargs)):
+        return check, b""
+    return check, data if len(data) <= ARGS_BYTES_MAX else b""
+
+
+def claim(run: LiveRun, ident: str, name: str, check: int) -> Recorded | None:
+    """Return what the journal holds of a call; None when it is new.
+
+    Raises: Diverged, after the run was parked.
+    """
+    if run.replay is None:
+        return None
+    try:
+        call = run.replay.journal.claim(ident, name, check)
+    except Diverged as error:
+        raise run.diverge(error.difference) from None
+    if call is not None:
+        run.replay.moved()
+    return call
+
+
+def outcome(spec: StepSpec, entry: Entry) -> Any:
+    """Return the recorded result, or raise the recorded error."""
+    if entry.kind == Kind.STEP_FAILED:
+        raise failures.load(spec.name, entry.payload)
+    return spec.codec.decode(entry.payload)
+
+
+async def settle(run: LiveRun) -> None:
+    """Wait until something new may be appended: after all recorded, within the window."""
+    if run.replay is not None:
+        await run.replay.exhausted()
+    if run.log.full:
+        await run.log.room()
+
+
+async def run_step(
+    scope: Scope,
+    ident: str,
+    spec: StepSpec,
+    function: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run a coroutine function as the step `ident`, or return what is recorded of it."""
+    run = scope.run
+    check, recorded_args = hash_args(args, kwargs)
+    if run.replay is not None:
+        call = claim(run, ident, spec.name, check)
+        if call is not None and call.deliveries and run.replay is not None:
+            delivery = call.deliveries[0]
+            await run.replay.turn(delivery, concurrent=scope.concurrent)
+            return outcome(spec, delivery.entry)
+    replay = run.replay
+    if replay is not None:
+        replay.working += 1
+    monotonic_s = run.log.clock.monotonic_s
+    began_s = monotonic_s()
+    token = SCOPE.set(scope.inside_step())
+    failure: Exception | None = None
+    data, value = b"", None
+    try:
+        if spec.timeout_s is None:
+            value = await function(*args, **kwargs)
+        else:
+            async with asyncio.timeout(spec.timeout_s):
+                value = await function(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
+        failure = error
+    finally:
+        SCOPE.reset(token)
+        if replay is not None:
+            replay.working -= 1
+    if failure is None:
+        data, value = spec.codec.record(value)
+    if run.replay is not None or run.log.full:
+        await settle(run)
+    took_us = int((monotonic_s() - began_s) * 1e6)
+    seq = record(run, ident, spec, data, failure, check, took_us, recorded_args)
+    if run.strict:
+        await run.durable(seq)
+    if failure is not None:
+        raise as_recorded(spec, failure)
+    return value
+
+
+def record(
+    run: LiveRun, ident: str, spec: StepSpec, data: bytes, failure: Exception | None,
+    check: int, took_us: int, recorded_args: bytes,
+) -> int:  # fmt: skip
+    """Append a step's outcome; return its seq."""
+    kind = Kind.STEP
+    if failure is not None:
+        kind, data = Kind.STEP_FAILED, failures.dump(failure)
+    key = f"{ident} {spec.name}".encode()
+    return run.append(
+        kind, key, data, check=check, took_us=min(took_us, 0xFFFFFFFF), args=recorded_args
+    )
+
+
+def as_recorded(spec: StepSpec, failure: Exception) -> Exception:
+    """Return the error as a replay will raise it, so that live and replay are the same."""
+    error = failures.load(spec.name, failures.dump(failure))
+    if isinstance(error, StepFailed):
+        error.__cause__ = failure
+        return error
+    return failure
+
+
+def run_sync_step(
+    scope: Scope,
+    ident: str,
+    spec: StepSpec,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run a plain function as a step, on the event loop's thread or on another one."""
+    run = scope.run
+    check, recorded_args = hash_args(args, kwargs)
+    entry = on_loop(run, _recorded_now, scope, ident, spec.name, check)
+    if entry is not None:
+        return outcome(spec, entry)
+    began_s = run.log.clock.monotonic_s()
+    token = SCOPE.set(scope.inside_step())
+    failure: Exception | None = None
+    data, value = b"", None
+    try:
+        value = function(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
+        failure = error
+    finally:
+        SCOPE.reset(token)
+    if failure is None:
+        data, value = spec.codec.record(value)
+    took_us = int((run.log.clock.monotonic_s() - began_s) * 1e6)
+    on_loop(run, record, run, ident, spec, data, failure, check, took_us, recorded_args)
+    if failure is not None:
+        raise as_recorded(spec, failure)
+    return value
+
+
+def _recorded_now(scope: Scope, ident: str, name: str, check: int) -> Entry | None:
+    """Return what is recorded of a call that cannot wait for its turn."""
+    run = scope.run
+    call = claim(run, ident, name, check)
+    if call is None or not call.deliveries:
+        return None
+    if run.replay is not None:
+        run.replay.take(call.deliveries[0])
+    return call.deliveries[0].entry
+
+
+def on_loop(run: LiveRun, function: Callable[..., T], *args: Any) -> T:
+    """Call a function on the event loop's thread and return its result."""
+    log = run.log
+    if threading.get_ident() == log.thread_id:
+        return function(*args)
+
+    async def call() -> tuple[T | None, ControlSignal | None]:
+        if log.full:
+            await log.room()
+        try:
+            return function(*args), None
+        except ControlSignal as signal:  # a BaseException would end the loop, not the thread
+            return None, signal
+
+    # An empty context: this task belongs to no task of the run.
+    waiting = Context().run(asyncio.run_coroutine_threadsafe, call(), log.loop)
+    result, signal = waiting.result()
+    if signal is not None:
+        raise signal
+    return result  # type: ignore[return-value]

@@ -1,0 +1,306 @@
+"""Replay, without any I/O: what the journal holds, whose turn it is, and where the code differs.
+
+A step's identity is `<task path>:<ordinal>`: the ordinal is taken when the step is called, the
+path does not depend on scheduling (I12). Completions are delivered in journal order, each after
+the events that were recorded before it, so a concurrent handler sees what it saw at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import orjson
+
+from durable_endpoints.errors import Diverged
+from durable_endpoints.records import Entry, Kind
+
+DELIVERED: Final = frozenset({Kind.STEP, Kind.STEP_FAILED, Kind.ITEM, Kind.STREAM_END})
+_SHOWN: Final = 120
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One recorded completion, and what must have happened again before it."""
+
+    entry: Entry
+    index: int
+    bodies_before: int
+    emits_before: int
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Recorded:
+    """A call as the journal holds it."""
+
+    ident: str
+    name: str
+    check: int
+    policy: str = ""  # on_interrupt of a stream step
+    deliveries: list[Delivery] = field(default_factory=list)
+    value: bytes | None = None  # of now() and uuid7()
+    claimed: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether its last outcome is there; an interrupted stream step has none."""
+        return bool(self.deliveries) and self.deliveries[-1].entry.kind != Kind.ITEM
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """What recovery appends for stream steps that a crash cut."""
+
+    resets: tuple[str, ...] = ()
+    rewind_to: int | None = None
+
+
+class Journal:
+    """The replay cursor over one run's entries."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.calls: dict[str, Recorded] = {}
+        self.head: bytes | None = None
+        self.body_ended = False
+        self._deliveries: list[Delivery] = []
+        self._bodies: list[bytes] = []
+        self._emits: list[bytes] = []
+        self._next = 0
+        self._body = 0
+        self._body_at = 0
+        self._emit = 0
+        self._head_matched = False
+        self._read(_without_void(entries))
+
+    def _read(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.kind in DELIVERED:
+                delivery = Delivery(
+                    entry, len(self._deliveries), len(self._bodies), len(self._emits)
+                )
+                self._deliveries.append(delivery)
+                self._call_of(entry).deliveries.append(delivery)
+            elif entry.kind == Kind.STREAM:
+                self._call_of(entry).policy = entry.payload.decode()
+            elif entry.kind == Kind.VALUE:
+                self._call_of(entry).value = entry.payload
+            elif entry.kind == Kind.HEAD:
+                self.head = entry.payload
+            elif entry.kind == Kind.CHUNK:
+                self._bodies.append(entry.payload)
+            elif entry.kind == Kind.EMIT:
+                self._emits.append(entry.payload)
+            elif entry.kind == Kind.BODY_END:
+                self.body_ended = True
+
+    def _call_of(self, entry: Entry) -> Recorded:
+        ident, _, name = entry.key.partition(" ")
+        call = self.calls.get(ident)
+        if call is None:
+            call = self.calls[ident] = Recorded(ident, name, entry.check)
+        return call
+
+    # --- calls
+
+    def claim(self, ident: str, name: str, check: int) -> Recorded | None:
+        """Return what is recorded of a call; None if it is new.
+
+        Raises: Diverged if the journal holds another call in its place.
+        """
+        call = self.calls.get(ident)
+        if call is None:
+            return None
+        if call.name != name:
+            raise Diverged(
+                f"call {ident}: the journal holds {call.name!r}, the code now calls {name!r}"
+            )
+        if check and call.check and check != call.check:
+            raise Diverged(
+                f"call {ident} {name!r}: its arguments are not those recorded "
+                f"(hash {check:08x}, recorded {call.check:08x})"
+            )
+        call.claimed = True
+        return call
+
+    def is_turn(self, delivery: Delivery) -> bool:
+        """Say whether everything recorded before this completion has happened again."""
+        return (
+            delivery.index == self._next
+            and self._body >= delivery.bodies_before
+            and self._emit >= delivery.emits_before
+        )
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Note that the handler has got this completion."""
+        delivery.done = True
+        deliveries = self._deliveries
+        while self._next < len(deliveries) and deliveries[self._next].done:
+            self._next += 1
+
+    @property
+    def upcoming(self) -> Delivery | None:
+        """The completion to deliver next."""
+        return self._deliveries[self._next] if self._next < len(self._deliveries) else None
+
+    # --- events
+
+    def match_head(self, status: int, content_type: str) -> bool:
+        """Say whether the response head is recorded.
+
+        Raises: Diverged if another one is.
+        """
+        if self.head is None:
+            return False
+        recorded = orjson.loads(self.head)
+        old = (recorded["status"], _header(recorded["headers"], "content-type"))
+        if old != (status, content_type):
+            raise Diverged(
+                f"the response began with {old}, the code now answers {status, content_type}"
+            )
+        self._head_matched = True
+        return True
+
+    def match_body(self, data: bytes) -> bytes:
+        """Return what of `data` goes beyond the recorded body.
+
+        Raises: Diverged at the first byte that differs.
+        """
+        while data and self._body < len(self._bodies):
+            recorded = self._bodies[self._body]
+            rest = recorded[self._body_at :]
+            size = min(len(rest), len(data))
+            if rest[:size] != data[:size]:
+                raise Diverged(
+                    f"body event {self._body + 1}: recorded {_shown(recorded)}, "
+                    f"the code now sends {_shown(data)}"
+                )
+            data = data[size:]
+            self._body_at += size
+            if self._body_at == len(recorded):
+                self._body, self._body_at = self._body + 1, 0
+        return data
+
+    def match_emit(self, data: bytes) -> bool:
+        """Say whether this emitted event is recorded.
+
+        Raises: Diverged if another one is.
+        """
+        if self._emit == len(self._emits):
+            return False
+        recorded = self._emits[self._emit]
+        if recorded != data:
+            raise Diverged(f"emit: recorded {_shown(recorded)}, the code emits {_shown(data)}")
+        self._emit += 1
+        return True
+
+    def skip_body(self) -> None:
+        """Take the recorded body as it is: its bytes cannot be made twice (compressed)."""
+        self._body, self._body_at = len(self._bodies), 0
+
+    # --- the end
+
+    @property
+    def delivered(self) -> bool:
+        """Whether every recorded completion has been delivered."""
+        return self._next == len(self._deliveries)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing recorded is left to happen again."""
+        return (
+            self.delivered
+            and self._body == len(self._bodies)
+            and self._emit == len(self._emits)
+            and (self._head_matched or self.head is None)
+            and all(call.claimed for call in self.calls.values())
+        )
+
+    def difference(self) -> str:
+        """Say what is recorded and did not happen again."""
+        left = [f"{call.name!r} ({call.ident})" for call in self.calls.values() if not call.claimed]
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            shown = ", ".join(left[:3]) + more
+            return f"the journal holds steps that the code no longer calls: {shown}"
+        if self._body < len(self._bodies):
+            wanted = _shown(self._bodies[self._body][self._body_at :])
+            return f"the recorded body goes on with {wanted}, the code sent nothing more"
+        if self._emit < len(self._emits):
+            return f"the recorded event {_shown(self._emits[self._emit])} was not emitted again"
+        waiting = self.upcoming
+        if waiting is not None:
+            return f"the recorded result of {waiting.entry.key!r} was not awaited"
+        return "the response was begun, the code now answers nothing"
+
+
+def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
+    """Decide what becomes of stream steps that a crash cut, before any code of the run runs.
+
+    What was published cannot be unsaid: a step of which nothing was published begins anew; one
+    whose readers understand rewinds (`rewinds`), or that says `restart`, is rewound. All others
+    are left to the step itself, which goes on, ends or raises by its policy.
+    """
+    open_at: dict[str, tuple[str, int, int]] = {}  # key -> policy, first item, offset before it
+    offset = -1
+    for entry in _without_void(entries):
+        if entry.kind == Kind.STREAM:
+            open_at[entry.key] = (entry.payload.decode(), -1, -1)
+        elif entry.kind == Kind.ITEM and entry.key in open_at and open_at[entry.key][1] < 0:
+            open_at[entry.key] = (open_at[entry.key][0], entry.seq, offset)
+        elif entry.kind in (Kind.STREAM_END, Kind.STEP_FAILED):
+            open_at.pop(entry.key, None)
+    offsets = _offsets(entries)
+    resets, rewind_to = [], None
+    for key, (policy, first, _) in open_at.items():
+        before = max((o for seq, o in offsets if seq < first), default=-1)
+        published = first >= 0 and any(seq > first for seq, _ in offsets)
+        if first < 0 or policy == "hold":
+            resets.append(key)
+        elif policy == "resume":
+            continue
+        elif not published and policy in ("auto", "restart"):
+            resets.append(key)
+        elif before >= 0 and (policy == "restart" or (policy == "auto" and rewinds)):
+            resets.append(key)
+            rewind_to = before if rewind_to is None else min(rewind_to, before)
+    return Interruption(tuple(resets), rewind_to)
+
+
+def _offsets(entries: Sequence[Entry]) -> list[tuple[int, int]]:
+    """Return (seq, offset) of every event that no rewind took back."""
+    found: list[tuple[int, int]] = []
+    offset = 0
+    for entry in entries:
+        if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT, Kind.REWIND):
+            if entry.kind == Kind.REWIND:
+                to = int(orjson.loads(entry.payload)["to"])
+                found = [pair for pair in found if pair[1] <= to]
+            else:
+                found.append((entry.seq, offset))
+            offset += 1
+    return found
+
+
+def _without_void(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that still count: without what a reset or a rewind took back."""
+    last_reset = {entry.key: entry.seq for entry in entries if entry.kind == Kind.RESET}
+    standing = {seq for seq, _ in _offsets(entries)}
+    kept = []
+    for entry in entries:
+        if entry.kind in (Kind.STREAM, Kind.ITEM) and entry.seq < last_reset.get(entry.key, -1):
+            continue
+        if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT) and entry.seq not in standing:
+            continue
+        kept.append(entry)
+    return kept
+
+
+def _header(headers: Sequence[Sequence[str]], name: str) -> str:
+    return next((value for key, value in headers if key == name), "")
+
+
+def _shown(data: bytes) -> str:
+    cut = data[:_SHOWN]
+    return repr(cut) + ("…" if len(data) > len(cut) else "")
