@@ -72,7 +72,9 @@ class Journal:
         self._body_at = 0
         self._emit = 0
         self._head_matched = False
-        self._read(_without_void(entries))
+        standing = _without_void(entries)
+        self.voided = len(entries) - len(standing)
+        self._read(standing)
 
     def _read(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

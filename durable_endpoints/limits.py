@@ -49,6 +49,8 @@ RECOVERIES_MAX: Final = 5
 RECOVERY_BACKOFF_S: Final = (0.0, 1.0, 4.0, 16.0, 60.0, 300.0)
 # Recoveries driven side by side, so that a start does not starve new requests.
 RECOVERIES_PARALLEL_MAX: Final = 64
+# How long one set of recoveries may keep the next one waiting.
+RECOVERY_PATIENCE_S: Final = 5.0
 # How often unfinished runs without an owner are looked for.
 SWEEP_INTERVAL_S: Final = 1.0
 # A recorded step that replay never reaches means that the code has changed (I11).
@@ -68,4 +70,6 @@ LOCK_WAIT_S: Final = 10.0
 # The log file is folded back when the writer is idle, and at once when it has grown to this.
 CHECKPOINT_IDLE_BYTES: Final = 4 * MIB
 CHECKPOINT_FORCE_BYTES: Final = 64 * MIB
+# Blocks that the log file gets at start: more than the log holds between two idle moments.
+LOG_PREALLOCATED_BYTES: Final = 8 * MIB
 CHECKPOINT_IDLE_S: Final = 0.25

@@ -32,6 +32,10 @@ class Kind(IntEnum):
 
 
 EVENT_KINDS = frozenset({Kind.HEAD, Kind.CHUNK, Kind.EMIT, Kind.REWIND})
+# What a recovery that goes nowhere appends again and again (I17).
+REPEATED_KINDS = frozenset(
+    {Kind.STREAM, Kind.ITEM, Kind.RESET, Kind.HEAD, Kind.CHUNK, Kind.EMIT, Kind.REWIND}
+)
 TERMINAL_KINDS = frozenset({Kind.COMPLETED, Kind.FAILED, Kind.CANCELLED})
 
 
@@ -61,7 +65,6 @@ class RunRecord:
     last_seq: int = -1
     events: int = 0
     attempts: int = 0
-    attempt_seq: int = -1
     version: str = "1"
     principal: str | None = None
     idempotency_key: str | None = None
@@ -85,6 +88,7 @@ class Frame:
     status: Status
     opening: RunRecord | None = None  # set in a run's first frame
     error: str | None = None
+    progress: bool = True  # the run got further than ever: its recoveries count anew (I17)
 
     @property
     def last_seq(self) -> int:

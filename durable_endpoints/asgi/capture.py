@@ -5,6 +5,7 @@ During a replay what the app sends again is compared with the journal instead of
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ class ResponseCapture:
         self.ended = False
         self.secrets: tuple[tuple[bytes, bytes], ...] = ()
         self._splitter: Splitter | None = None
+        self._completed: asyncio.Future[None] | None = None
         self._held: list[bytes] | None = None
         # Replay only needs the recorded end when the body had come to one.
         self._recorded_end = run.replay is not None and run.replay.journal.body_ended
@@ -123,8 +125,17 @@ class ResponseCapture:
             await replay.exhausted()
         run.append_event(Kind.CHUNK, data)
 
+    async def complete(self) -> None:
+        """Wait until the app has sent its whole response."""
+        if not self.ended:
+            if self._completed is None:
+                self._completed = self.run.log.loop.create_future()
+            await asyncio.shield(self._completed)
+
     async def _end(self) -> None:
         self.ended = True
+        if self._completed is not None:
+            self._completed.set_result(None)
         run = self.run
         if self._recorded_end:
             return

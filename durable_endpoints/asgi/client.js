@@ -153,7 +153,10 @@ export class DurableRun {
     return this.#text;
   }
 
-  /** Cancel the run; resolves with its status, which is another if it had ended before. */
+  /**
+   * Ask the run to stop; it does, once this resolves, whatever happens. Resolves with its status:
+   * "running" while it winds up, "cancelled" after that, another if it had ended before.
+   */
   async cancel() {
     while (this.runId === null && this.#open) await this.#changed();
     if (this.runId === null) throw this.error ?? new DurableError("detached before it started");
@@ -326,7 +329,7 @@ export class DurableRun {
   }
 
   /** @param {any} message */
-  #take({ type, data, id, silent }) {
+  #take({ type, data, id }) {
     if (type.startsWith("durable.") && id === null) {
       const told = JSON.parse(data);
       if (type === "durable.done") this.#end(told.status, told.error);
@@ -335,7 +338,7 @@ export class DurableRun {
       }
       return;
     }
-    const offset = this.#place(id, silent);
+    const offset = this.#place(id);
     if (offset === null) return;
     this.#tries = 0;
     if (type === "durable.rewind") {
@@ -355,21 +358,20 @@ export class DurableRun {
 
   /**
    * The event's offset, null if it was here before. Offsets are dense; an event with an id of the
-   * app's own does not show its offset: it is counted. So are the `silent` blocks before it, which
-   * have a place in the log, but no data and so no id.
-   * @param {string | null} id @param {number} silent
+   * app's own does not show its offset: it is counted.
+   * @param {string | null} id
    */
-  #place(id, silent) {
-    const due = this.#offset + 1 + silent;
+  #place(id) {
+    const due = this.#offset + 1;
     const own = /^([0-9a-f-]{32,36}):(\d{1,15})-[0-9a-f]+$/.exec(id ?? "");
     const offset = own && own[1] === this.runId ? Number(own[2]) : null;
-    if (offset !== null && offset <= this.#offset) return null;
+    if (offset !== null && offset < due) return null;
     if (offset !== null && offset > due) {
       throw new DurableError(`event ${offset} came where ${due} was due: some are missing`);
     }
-    this.#offset = offset ?? due;
+    this.#offset = due;
     this.#cursor = offset === null ? null : id;
-    return this.#offset;
+    return due;
   }
 
   // --- states
@@ -452,10 +454,7 @@ export class DurableRun {
   }
 }
 
-/**
- * Decodes an event stream as the HTML standard says. Comments, `retry` and how many blocks without
- * data came before a message are told too.
- */
+/** Decodes an event stream as the HTML standard says; comments and `retry` are told too. */
 class Decoder {
   #text = new TextDecoder();
   #line = "";
@@ -464,7 +463,6 @@ class Decoder {
   /** @type {string[]} */ #data = [];
   #type = "";
   /** @type {string | null} */ #id = null;
-  #silent = 0;
 
   /** @param {Uint8Array} chunk */
   *feed(chunk) {
@@ -486,12 +484,10 @@ class Decoder {
   /** @param {string} line @returns {any} */
   #take(line) {
     if (line === "") {
-      const data = this.#data.length > 0 ? this.#data.join("\n") : null;
-      const message = { type: this.#type || "message", data, id: this.#id, silent: this.#silent };
-      if (data !== null) this.#silent = 0;
-      else if (this.#size > 0) this.#silent++;
+      const message = { type: this.#type || "message", data: this.#data.join("\n"), id: this.#id };
+      const complete = this.#data.length > 0;
       [this.#data, this.#type, this.#id, this.#size] = [[], "", null, 0];
-      return data === null ? null : message;
+      return complete ? message : null;
     }
     const [, name, value] = /** @type {string[]} */ (/^([^:]*):? ?(.*)$/s.exec(line));
     if (name === "") return { comment: true };

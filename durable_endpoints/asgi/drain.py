@@ -43,6 +43,8 @@ def _chained(
     loop: asyncio.AbstractEventLoop, before: Callable[[int, FrameType | None], Any]
 ) -> Callable[[int, FrameType | None], Any]:
     def handler(number: int, frame: FrameType | None) -> Any:
+        for engine in list(_ENGINES):  # at once: others act on this signal too
+            engine.leaving = True
         if not loop.is_closed():
             loop.call_soon_threadsafe(_start_drain)
         return before(number, frame)

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from starlette._utils import get_route_path
+
 from durable_endpoints.asgi.capture import ResponseCapture
+from durable_endpoints.asgi.ending import conclude, is_cancellation
 from durable_endpoints.asgi.problems import Problem, overloaded
 from durable_endpoints.asgi.request import capture, fingerprint, header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
@@ -16,7 +19,6 @@ from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
 from durable_endpoints.errors import ControlSignal, DurableError, Overloaded
 from durable_endpoints.limits import BODY_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX
-from durable_endpoints.records import Kind
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,6 +40,7 @@ class Exchange:
         self.tail: Tail | None = None
         self._host = host
         self._scope = scope
+        self._origin = dict(scope)  # mounts change the scope as it goes in
         self._receive = receive
         self._send = send
         self._held: Message | None = None  # a response head that may yet become a run's
@@ -51,6 +54,7 @@ class Exchange:
         self._size = 0
         self._complete = False
         self._app_done = False
+        self._checking = False
         self._sender: asyncio.Task[None] | None = None
 
     async def handle(self, app: ASGIApp, pattern: EndpointSpec | None = None) -> None:
@@ -60,6 +64,8 @@ class Exchange:
         error: BaseException | None = None
         try:
             if pattern is not None:
+                # What a journal does not hold must not be offered.
+                self._scope.get("extensions", {}).pop("http.response.trailers", None)
                 await self.promote(pattern, pattern=True)
             await app(self._scope, self.receive, self.send)
         except BaseException as raised:  # noqa: BLE001 - told apart and raised again below
@@ -84,6 +90,8 @@ class Exchange:
 
     async def receive(self) -> Message:
         """Give the inner app its request, and withhold the disconnect once there is a run."""
+        if self._capture is not None and self._capture.ended:
+            return {"type": "http.disconnect"}
         if self._served < len(self._messages):
             self._served += 1
             return self._messages[self._served - 1]
@@ -93,7 +101,9 @@ class Exchange:
                 self._keep(message)
                 return message
         # Disconnect is not cancel: the run goes on without its first reader.
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        if self._capture is not None:
+            await self._capture.complete()
+        return {"type": "http.disconnect"}
 
     def _keep(self, message: Message) -> None:
         """Keep a request message for the journal, while it fits."""
@@ -129,12 +139,16 @@ class Exchange:
         return hasattr(self._scope.get("endpoint"), "durable_endpoint")
 
     async def _capture_message(self, capture: ResponseCapture, message: Message) -> None:
+        if message["type"] == "http.response.debug":
+            await self._send(message)  # for test clients: no output, and of this process only
+            return
         await capture.take(message)
         if self._sender is None and not self._async_reply and capture.began:
             if not capture.ended and message["type"] == "http.response.body":
                 self._start_tail()
-            elif capture.ended:
-                # The usual app returns now; one with background tasks lingers.
+            elif not self._checking:
+                # The usual app is done in this turn; a slow one, or its background tasks, linger.
+                self._checking = True
                 asyncio.get_running_loop().call_soon(self._start_tail_if_lingering)
 
     def _start_tail_if_lingering(self) -> None:
@@ -159,12 +173,15 @@ class Exchange:
                 "on the endpoint itself, right below the route decorator"
             )
         scope, host = self._scope, self._host
-        await host.ensure_open()
+        try:
+            await host.ensure_open()
+        except Problem as problem:
+            self._halt(problem)
         body = await self._whole_body()
         principal = await host.principal_of(scope)
-        name = f"{scope['method']} {getattr(scope.get('route'), 'path', None) or scope['path']}"
+        name = f"{scope['method']} {self._route()}"
         key = self._idempotency_key()
-        print_ = fingerprint(scope, body) if key else None
+        print_ = fingerprint(self._origin, body) if key else None
         if key is not None:
             known = await host.engine.reserve(principal, name, key)
             if known is not None:
@@ -174,7 +191,7 @@ class Exchange:
         try:
             run = host.engine.begin(
                 name, version=spec.version, principal=principal, key=key, fingerprint=print_,
-                args=capture(scope, rewinds=rewinds, pattern=pattern), payload=body,
+                args=capture(self._origin, rewinds=rewinds, pattern=pattern), payload=body,
             )  # fmt: skip
         except Overloaded as error:
             self._halt(overloaded(str(error)))
@@ -183,6 +200,14 @@ class Exchange:
                 self._settle_key(principal, name, key, run)
         run.rewind_aware = rewinds
         self._enter(run)
+
+    def _route(self) -> str:
+        """Return the route's path as it is written in the app, below what it is mounted at."""
+        template = getattr(self._scope.get("route"), "path", None)
+        if template is None:
+            return get_route_path(self._origin)
+        mounted: str = self._scope.get("root_path", "")
+        return mounted.removeprefix(self._origin.get("root_path", "")) + str(template)
 
     def _settle_key(self, principal: str | None, name: str, key: str, run: LiveRun | None) -> None:
         """Free the key once the run is durable: from then on the store finds it."""
@@ -258,52 +283,54 @@ class Exchange:
     async def _finish(self, run: LiveRun, error: BaseException | None) -> None:
         """End the run by what became of the app, and see the first reader through."""
         engine = self._host.engine
-        conclude(run, self._capture, error)
+        ours = run.fenced is not None or run.cancelling or run.error is not None
+        task, run.task = asyncio.current_task(), None  # nobody cancels this task for the run now
+        conclude(run, self._capture, error, leaving=engine.leaving)
         try:
-            if self._sender is not None:
-                await asyncio.wait([self._sender])
-            elif run.fenced is None and (self._capture is None or not self._capture.began):
-                await self._without_response(run, error)
-                return
-            else:
-                await self._follow(run)
+            if error is not None and is_cancellation(error):
+                if not ours:
+                    raise error
+                if task is not None and isinstance(error, asyncio.CancelledError):
+                    task.uncancel()
+                error = None
+            await self._deliver(run, error)
+        except StreamAborted as aborted:
+            if error is not None:
+                raise error from aborted
+            raise
         finally:
+            if self._sender is not None:
+                self._sender.cancel()
             if run.fenced is None and run.over:
                 await run.durable(run.terminal_seq)
-            run.task = None
             engine.forget(run)
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError):
-            if not (run.cancelling or run.fenced or run.error):
-                raise error
-            if task is not None:
-                task.uncancel()
-        elif error is not None and run.fenced is None:
+        if error is not None:
             raise error
-        if self._sender is not None and not self._sender.cancelled() and not self._async_reply:
-            raised = self._sender.exception()
-            if raised is not None and not isinstance(raised, OSError):
-                raise raised
 
-    async def _without_response(self, run: LiveRun, error: BaseException | None) -> None:
-        """Answer a run that ended before it had a response."""
-        await run.durable(run.terminal_seq)
-        if run.record.status == "cancelled":
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
-            await Problem(409, "run-cancelled", "the run was cancelled").answer(self._send)
-        elif error is not None and not isinstance(error, asyncio.CancelledError):
-            raise error
+    async def _deliver(self, run: LiveRun, error: BaseException | None) -> None:
+        """Wait until the first reader has everything."""
+        if self._sender is not None:
+            await asyncio.wait([self._sender])
+            raised = None if self._sender.cancelled() else self._sender.exception()
+            if raised is not None and not isinstance(raised, OSError) and not self._async_reply:
+                raise raised
+        elif self._capture is not None and self._capture.began:
+            await self._follow(run)
+        elif run.fenced is not None:
+            await Problem(503, "interrupted", run.fenced, [("retry-after", "1")]).answer(self._send)
         else:
-            detail = run.record.error or "the app sent no response"
-            await Problem(500, "run-failed", detail).answer(self._send)
+            await run.durable(run.terminal_seq)
+            if run.record.status == "cancelled":
+                await Problem(409, "run-cancelled", "the run was cancelled").answer(self._send)
+            elif error is None:
+                detail = run.record.error or "the app sent no response"
+                await Problem(500, "run-failed", detail).answer(self._send)
 
     async def _follow(self, run: LiveRun) -> None:
         """Send the run's events to this request's client, until the end or until it is gone."""
         secrets = self._capture.secrets if self._capture is not None else ()
         self.tail = Tail(
-            self._host.engine.store, run, self._send, prefix=self._host.prefix_of(self._scope),
+            self._host.engine.store, run, self._send, prefix=self._host.prefix_of(self._origin),
             rewinds=self._host.wants_control(self._scope), secrets=secrets,
         )  # fmt: skip
         try:
@@ -322,7 +349,7 @@ class Exchange:
     async def _accepted(self, run: LiveRun) -> None:
         """Answer at once that the run was accepted (RFC 7240, respond-async)."""
         await run.durable(0)
-        location = f"{self._host.prefix_of(self._scope)}/runs/{run.id}"
+        location = f"{self._host.prefix_of(self._origin)}/runs/{run.id}"
         headers = [
             (b"location", location.encode()),
             (b"preference-applied", b"respond-async"),
@@ -332,27 +359,3 @@ class Exchange:
         ]
         await self._send({"type": "http.response.start", "status": 202, "headers": headers})
         await self._send({"type": "http.response.body", "body": b""})
-
-
-def conclude(run: LiveRun, capture: ResponseCapture | None, error: BaseException | None) -> None:
-    """Append the terminal entry that fits what became of the app (I15)."""
-    if run.fenced is not None or run.over:
-        return
-    if run.cancelling:
-        run.end(Kind.CANCELLED, "cancelled", None)
-        return
-    if error is not None and not isinstance(error, Exception):
-        if run.error is not None:
-            run.end(Kind.FAILED, "failed", run.error)
-        else:
-            run.fence("the server cancelled the request; the run is taken up again")
-        return
-    if run.replay is not None and not run.replay.journal.exhausted:
-        run.diverge(run.replay.journal.difference())
-        return
-    if error is not None:
-        run.end(Kind.FAILED, "failed", f"{type(error).__name__}: {error}"[:2000])
-    elif capture is None or not capture.ended:
-        run.end(Kind.FAILED, "failed", "the app returned before its response was complete")
-    else:
-        run.end(Kind.COMPLETED, "completed", None)

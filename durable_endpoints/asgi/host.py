@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from starlette._utils import get_route_path
 from starlette.requests import HTTPConnection
 
 from durable_endpoints.asgi.drain import watch
-from durable_endpoints.asgi.problems import not_found
+from durable_endpoints.asgi.problems import Problem, not_found
 from durable_endpoints.asgi.replayed import ReplayedExchange
 from durable_endpoints.asgi.request import KIND, header, rebuild
 from durable_endpoints.engine import functions
@@ -22,12 +24,14 @@ from durable_endpoints.engine.endpoints import EndpointSpec
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.recovery import Recovery
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import RunNotFound
+from durable_endpoints.errors import RunNotFound, StoreError
 from durable_endpoints.journal import Journal
 from durable_endpoints.records import Entry
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
+
+logger = logging.getLogger("durable_endpoints")
 
 PrincipalHook = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
 OperatorHook = Callable[[HTTPConnection], bool | Awaitable[bool]]
@@ -56,6 +60,7 @@ class Host:
         self.options = options
         self.template: dict[str, Any] = {}
         self._opening: asyncio.Lock | None = None
+        self._refused: StoreError | None = None
         self._recovering = False
         engine.drivers[KIND] = self._drive
         engine.drivers[functions.KIND] = lambda run, started, journal: functions.recover(
@@ -65,10 +70,16 @@ class Host:
     # --- life
 
     async def ensure_open(self) -> None:
-        """Open the engine if no lifespan did, and begin to recover."""
+        """Open the engine if no lifespan did, and begin to recover.
+
+        Raises: Problem 503 if the store refused.
+        """
         if self._recovering:
             return
-        await self.open()
+        try:
+            await self.open()
+        except StoreError as error:
+            raise Problem(503, "store-unavailable", "the journal cannot be opened") from error
         self.start_recovery()
 
     async def open(self) -> None:
@@ -79,8 +90,15 @@ class Host:
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
+            if self._refused is not None:
+                raise self._refused  # a failed sync must not be tried again (I9)
             if not self.engine.is_open:
-                await self.engine.open()
+                try:
+                    await self.engine.open()
+                except StoreError as error:
+                    logger.exception("the store cannot be opened")
+                    self._refused = error
+                    raise
                 watch(self.engine)
 
     def start_recovery(self) -> None:
@@ -168,7 +186,9 @@ class Host:
         restore = self.options.restore_headers
         extra = restore(run.record.principal, meta) if restore is not None else ()
         scope = rebuild(meta, self.template, extra)
-        exchange = ReplayedExchange(run, journal, scope, started.payload)
-        pattern = self.pattern_of(meta["path"]) if meta["pattern"] else None
-        work = exchange.handle(self.app, pattern)
-        await asyncio.wait([self.spawn(work)])
+        exchange = ReplayedExchange(
+            run, journal, scope, started.payload, lambda: self.engine.leaving
+        )
+        pattern = self.pattern_of(get_route_path(scope)) if meta["pattern"] else None
+        run.task = self.spawn(exchange.handle(self.app, pattern))
+        await asyncio.wait([run.task])

@@ -10,11 +10,11 @@ from starlette._utils import get_route_path
 from durable_endpoints.asgi.cursor import parse
 from durable_endpoints.asgi.exchange import Exchange
 from durable_endpoints.asgi.host import HeadersHook, Host, OperatorHook, Options, PrincipalHook
-from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.routes import ControlRoutes
 from durable_endpoints.engine.engine import Engine
-from durable_endpoints.errors import DurableError, RunDeleted
+from durable_endpoints.errors import RunDeleted, StoreError, StoreFailed
 from durable_endpoints.stores.open import open_store
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class DurableMiddleware:
         try:
             run = await self._host.observe(scope, known.run_id)
             await self._control.resume(run, cursor, scope, receive, send, wrapped=True)
-        except RunDeleted:
-            await Problem(410, "run-deleted", "the run was deleted").answer(send)
+        except (RunDeleted, StoreFailed) as error:
+            await as_problem(error).answer(send)
         except Problem as problem:
             await problem.answer(send)
 
@@ -118,7 +118,7 @@ class DurableMiddleware:
 
         try:
             await self.app(scope, inner_receive, inner_send)
-        except DurableError as error:
+        except StoreError as error:
             if host.engine.is_open:
                 raise
             await send({"type": "lifespan.startup.failed", "message": str(error)})

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from durable_endpoints.errors import RunDeleted, StoreFailed
+
 if TYPE_CHECKING:
     from starlette.types import Send
 
@@ -47,6 +49,14 @@ class Problem(Exception):
 def not_found() -> Problem:
     """Unknown and foreign runs get the same answer (I18)."""
     return Problem(404, "run-not-found", "there is no such run")
+
+
+def as_problem(error: RunDeleted | StoreFailed) -> Problem:
+    """Return what a reader is told of an error below."""
+    if isinstance(error, RunDeleted):
+        return Problem(410, "run-deleted", "the run was deleted")
+    detail = "the journal cannot be read now"
+    return Problem(503, "store-unavailable", detail, [("retry-after", "1")])
 
 
 def overloaded(reason: str) -> Problem:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from durable_endpoints.asgi.capture import ResponseCapture
-from durable_endpoints.asgi.exchange import conclude
+from durable_endpoints.asgi.ending import conclude, is_cancellation
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
-from durable_endpoints.errors import ControlSignal
 from durable_endpoints.journal import Journal
 
 if TYPE_CHECKING:
@@ -26,9 +25,12 @@ _REFUSED: Final = (401, 403)
 class ReplayedExchange:
     """Stands where `Exchange` stands, for a run that a crash has cut."""
 
-    def __init__(self, run: LiveRun, journal: Journal, scope: Scope, body: bytes) -> None:
+    def __init__(
+        self, run: LiveRun, journal: Journal, scope: Scope, body: bytes, leaving: Callable[[], bool]
+    ) -> None:
         self._run = run
         self._journal = journal
+        self._leaving = leaving
         self._scope = scope
         self._body: bytes | None = body
         self._capture: ResponseCapture | None = None
@@ -52,14 +54,14 @@ class ReplayedExchange:
         if self._capture is None and run.fenced is None and not run.cancelling:
             self._park_unreached(error)
         else:
-            conclude(run, self._capture, error)
-        if error is not None and not isinstance(error, ControlSignal | asyncio.CancelledError):
+            conclude(run, self._capture, error, leaving=self._leaving())
+        if error is not None and not is_cancellation(error):
             logger.error("run %s failed", run.id, exc_info=error)
         run.task = None
 
     def _park_unreached(self, error: BaseException | None) -> None:
         """Set the run aside: the request no longer gets to its durable endpoint."""
-        if isinstance(error, asyncio.CancelledError):
+        if error is not None and is_cancellation(error):
             self._run.fence("the server cancelled the recovery")
             return
         why = f"raised {error!r}" if error is not None else f"answered {self._status}"
@@ -76,7 +78,11 @@ class ReplayedExchange:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        if self._capture is None:
+            await asyncio.get_running_loop().create_future()
+        else:
+            await self._capture.complete()
+        return {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Take what the inner app sends."""

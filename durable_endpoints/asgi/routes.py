@@ -15,12 +15,12 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, Router
 
 from durable_endpoints.asgi.cursor import resolve
-from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import RunDeleted
+from durable_endpoints.errors import RunDeleted, StoreFailed
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
 from durable_endpoints.records import Entry, RunRecord
 from durable_endpoints.states import ENDED, TRANSITIONS
@@ -76,8 +76,8 @@ class ControlRoutes:
             route, child = self._match(inner)
             inner.update(child)
             await route.handle(inner, receive, send)
-        except RunDeleted:
-            await Problem(410, "run-deleted", "the run was deleted").answer(send)
+        except (RunDeleted, StoreFailed) as error:
+            await as_problem(error).answer(send)
         except Problem as problem:
             await problem.answer(send)
 
@@ -213,7 +213,8 @@ class ControlRoutes:
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """GET health."""
         engine = self._host.engine
-        if engine.draining:
+        await self._host.ensure_open()
+        if engine.draining or engine.leaving:
             return json({"status": "draining"}, 503, retry_after="1")
         return json({"status": "ok"})
 

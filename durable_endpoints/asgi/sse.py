@@ -31,12 +31,13 @@ class Splitter:
     block, which means the same; comments, stray blank lines and a byte order mark mean nothing.
     """
 
-    __slots__ = ("_begun", "_lines", "_rest")
+    __slots__ = ("_begun", "_cut", "_lines", "_rest")
 
     def __init__(self) -> None:
         self._rest = b""
         self._lines = b""
         self._begun = False
+        self._cut = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the blocks that are complete now.
@@ -45,6 +46,8 @@ class Splitter:
         """
         if self._rest:
             data = self._rest + data
+        elif data[:1] == b":" and not _without_comments(data):
+            return []  # a ping: it comes by the clock, and means nothing
         if not self._begun and len(data) >= len(_BOM):
             self._begun = True
             data = data.removeprefix(_BOM)
@@ -55,16 +58,14 @@ class Splitter:
             begin = match.end()
             if block:
                 blocks.append(block)
+        self._cut = self._cut or begin > 0
         self._rest = data[begin:]
         if len(self._rest) > SSE_BLOCK_BYTES_MAX:
             raise PayloadTooLarge("SSE block", len(self._rest), SSE_BLOCK_BYTES_MAX)
         return blocks
 
     def _block(self, block: bytes) -> bytes:
-        if block[:1] in b":\r\n":
-            block = _without_comments(block)
-        if not block:
-            return block
+        block = block.lstrip(b"\r\n")
         if block[:5] != b"data:" and _DATA.search(block) is None:
             kept = [line for line in _LINE.split(block) if line.startswith((b"id:", b"retry:"))]
             self._lines += b"".join(line + b"\n" for line in kept)
@@ -74,9 +75,15 @@ class Splitter:
         return block
 
     def rest(self) -> bytes:
-        """Return what is left at the end of the body: a block without its end, if it has data."""
+        """Return what is left at the end of the body: a block that was not ended, ended.
+
+        A body without a single block is no SSE: it is returned as it is.
+        """
         rest, self._rest = self._rest, b""
-        return self._block(rest)
+        if not self._cut and _DATA.search(rest) is None:
+            return rest
+        block = self._block(rest)
+        return block and block.rstrip(b"\r\n") + b"\n\n"
 
 
 def _without_comments(block: bytes) -> bytes:

@@ -28,6 +28,7 @@ _SSE_HEADERS: Final = (
     (b"x-accel-buffering", b"no"),
 )
 # Not for the wire: a stream's length changes with the ids, connection headers are the server's.
+_LINGER_S: Final = 0.05
 _DROPPED: Final = frozenset({b"content-length", b"connection", b"keep-alive"})
 
 
@@ -108,7 +109,8 @@ class Tail:
         head: dict[str, Any] = orjson.loads(run.head)
         headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in head["headers"]]
         kind = next((v for k, v in headers if k == b"content-type"), b"")
-        own_sse = kind.startswith(b"text/event-stream") and not self._raw
+        encoded = any(k == b"content-encoding" and v != b"identity" for k, v in headers)
+        own_sse = kind.startswith(b"text/event-stream") and not self._raw and not encoded
         self._wrapped = self._wrapped and not own_sse
         if not self.began:
             self._sse = own_sse
@@ -116,9 +118,9 @@ class Tail:
 
     async def _open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self._sse:
-            ours = {name for name, _ in _SSE_HEADERS}
-            headers = [(k, v) for k, v in headers if k not in _DROPPED and k not in ours]
-            headers += _SSE_HEADERS
+            headers = [(k, v) for k, v in headers if k not in _DROPPED]
+            given = {name for name, _ in headers}
+            headers += [(k, v) for k, v in _SSE_HEADERS if k not in given]
         link = f'<{self._prefix}/runs/{self.run.id}/stream>; rel="durable-stream"'
         headers += self._secrets
         headers += [(b"durable-run-id", self._run_id), (b"link", link.encode())]
@@ -174,6 +176,8 @@ class Tail:
         if self.ended:
             return
         if self._sse and self._rewinds:
+            if not run.ended:  # the usual handler returns right after its last byte
+                await self._reader.moved(_LINGER_S)
             error = run.record.error.partition(":")[0] if run.record.error else None
             done = {"status": run.record.status, "error": error}
             await self._write(control("durable.done", done))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from durable_endpoints.clock import Clock, SystemClock
 from durable_endpoints.engine.log import Log, leave
@@ -42,9 +42,14 @@ class Engine:
         self.clock: Clock = clock or SystemClock()
         self.runs: dict[str, LiveRun] = {}
         self.drivers: dict[str, Driver] = {}
-        self.draining = False
+        self.draining = False  # no new runs
+        self.leaving = False  # the process was told to end
+        self._drained: asyncio.Task[None] | None = None
+        self._drain_until_s = 0.0
+        self._hurry: asyncio.Event | None = None
         self.tasks: set[asyncio.Task[Any]] = set()
         self._log: Log | None = None
+        self._logs: WeakKeyDictionary[asyncio.AbstractEventLoop, Log] = WeakKeyDictionary()
         # Unfinished runs that somebody reads and nobody here drives (yet).
         self._idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self._on_failure = on_failure
@@ -53,10 +58,25 @@ class Engine:
 
     @property
     def log(self) -> Log:
-        """The log of the open engine."""
-        if self._log is None:
+        """The log of the open engine, for the running event loop.
+
+        There is one loop, but in tests: Starlette's TestClient may use one a request.
+        """
+        log = self._log
+        if log is None:
             raise RuntimeError("the engine is not open: `await engine.open()` first")
-        return self._log
+        loop = asyncio.get_running_loop()
+        if log.loop is not loop:
+            log = self._logs.get(loop) or self._open_log(loop)
+        return log
+
+    def _open_log(self, loop: asyncio.AbstractEventLoop) -> Log:
+        install_task_factory(loop)
+        self._logs[loop] = log = Log(self.store, self.clock, self._on_failure)
+        for run in list(self.runs.values()):
+            if run.log.loop.is_closed():  # nobody can drive it any more
+                del self.runs[run.id]
+        return log
 
     @property
     def is_open(self) -> bool:
@@ -69,9 +89,9 @@ class Engine:
         Raises: StoreRefused, whose message says what to do.
         """
         await self.store.open()
-        install_task_factory(asyncio.get_running_loop())
-        self._log = Log(self.store, self.clock, self._on_failure)
-        self.draining = False
+        self._log = self._open_log(asyncio.get_running_loop())
+        self.draining = self.leaving = False
+        self._drained = None
 
     # --- runs
 
@@ -86,7 +106,7 @@ class Engine:
         self.check_room()
         now_ms = self.clock.now_ms()
         record = RunRecord(
-            new_run_id(now_ms), name, "running", now_ms, now_ms, 1, -1, 0, 1, -1, version,
+            new_run_id(now_ms), name, "running", now_ms, now_ms, 1, -1, 0, 0, version,
             principal, key, fingerprint,
         )  # fmt: skip
         run = LiveRun(self.log, record, opening=True)
@@ -95,9 +115,14 @@ class Engine:
         run.append(Kind.STARTED, b"", payload, args=args)
         return run
 
+    def check_store(self) -> None:
+        """Leave if a write has failed that no batch was waiting for (I9)."""
+        if self.store.failed is not None:
+            self.log.fail(self.store.failed)
+
     def check_room(self) -> None:
         """Raise Overloaded if no further run can be taken."""
-        if self.draining:
+        if self.draining or self.leaving:
             raise Overloaded("the server is being stopped; try again shortly")
         if len(self.runs) >= RUNS_LIVE_MAX:
             raise Overloaded(f"{RUNS_LIVE_MAX:,} runs are at work; try again shortly")
@@ -156,6 +181,8 @@ class Engine:
         Raises: RunNotFound if there is none or it is another principal's (I18); RunDeleted.
         """
         run = self.runs.get(run_id) or self._idle.get(run_id)
+        if run is not None and run.log.loop is not asyncio.get_running_loop():
+            run = None
         if run is None and RUN_ID.fullmatch(run_id):
             loading = self._loading.get(run_id)
             if loading is None:
@@ -168,17 +195,22 @@ class Engine:
         return run
 
     async def _load(self, run_id: str) -> LiveRun:
-        record = await self.store.get(run_id)
-        if record is None:
-            if await self.store.was_deleted(run_id):
-                raise RunDeleted(run_id)
-            raise RunNotFound(run_id)
-        run = LiveRun(self.log, record, opening=False)
-        try:
-            restore(run, await read_journal(self.store, run_id))
-        except Corrupt as error:
-            run.error = str(error)
-            run.fenced = f"damaged: {error}"
+        while True:
+            record = await self.store.get(run_id)
+            if record is None:
+                if await self.store.was_deleted(run_id):
+                    raise RunDeleted(run_id)
+                raise RunNotFound(run_id)
+            run = LiveRun(self.log, record, opening=False)
+            try:
+                entries = await read_journal(self.store, run_id)
+                if entries and entries[-1].seq > record.last_seq:
+                    continue  # a commit came in between
+                restore(run, entries)
+            except Corrupt as error:
+                run.error = str(error)
+                run.fenced = f"damaged: {error}"
+            break
         known = self.runs.get(run_id) or self._idle.get(run_id)
         if known is not None:  # somebody was faster
             return known
@@ -203,10 +235,10 @@ class Engine:
             await run.durable(seq)
 
     async def _cancel_parked(self, run: LiveRun) -> None:
-        record = await self.store.claim(run.id, self.clock.now_ms())
-        if record is None:
+        claimed = await self.store.claim([run.id], self.clock.now_ms())
+        if not claimed:
             return
-        parked = self.adopt(record)
+        parked = self.adopt(claimed[0])
         try:
             parked.append(Kind.CANCEL)
             await parked.durable(parked.end(Kind.CANCELLED, "cancelled", None))
@@ -243,21 +275,40 @@ class Engine:
     async def drain(self, grace_s: float = DRAIN_S) -> None:
         """Stop in good order (I22): no new runs, a grace for those at work, then leave the rest.
 
-        What is left is as safe as after a kill: the next process goes on with it.
+        What is left is as safe as after a kill: the next process goes on with it. A second call
+        waits for the first, and can shorten its grace.
         """
-        if self.draining or self._log is None:
+        if self._log is None:
             return
-        self.draining = True
-        working = [run.task for run in self.runs.values() if run.task is not None]
-        if working and grace_s > 0:
-            await asyncio.wait(working, timeout=grace_s)
+        self.draining = self.leaving = True
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + grace_s
+        if self._drained is None:
+            self._drain_until_s, self._hurry = until_s, asyncio.Event()
+            self._drained = loop.create_task(self._drain(self._hurry))
+        elif self._hurry is not None and until_s < self._drain_until_s:
+            self._drain_until_s = until_s
+            self._hurry.set()
+        await asyncio.shield(self._drained)
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        working = {run.task for run in self.runs.values() if run.task is not None}
+        while working and (left_s := self._drain_until_s - loop.time()) > 0:
+            hurry.clear()
+            signal = loop.create_task(hurry.wait())
+            await asyncio.wait(
+                [signal, *working], timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            signal.cancel()
+            working = {task for task in working if not task.done()}
         left = [run for run in self.runs.values() if run.record.status not in TERMINAL]
         await self.log.flush()
         for run in [*left, *self._idle.values()]:
             run.fence("the server is being stopped")
         tasks = [run.task for run in left if run.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=grace_s + 1)
+            await asyncio.wait(tasks, timeout=DRAIN_S)
         if self.log.failed is None and left:
             await self.store.release([run.id for run in left])
             logger.info("left %d runs to the next process", len(left))
@@ -267,11 +318,14 @@ class Engine:
         if self._log is None:
             return
         await self.drain(0)
-        for task in list(self.tasks):
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self.tasks if task.get_loop() is loop]
+        for task in tasks:
             task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         await self.log.flush()
         self._log = None
+        self._logs.clear()
         self.runs.clear()
         await self.store.close()

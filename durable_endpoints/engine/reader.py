@@ -152,6 +152,9 @@ def restore(run: LiveRun, entries: list[Entry]) -> None:
             run.body_end_seq = entry.seq
     if not entries or entries[0].kind != Kind.STARTED:
         raise Corrupt(f"run {run.id}: its journal does not begin with its start")
+    if entries[-1].seq != run.record.last_seq:
+        last = entries[-1].seq
+        raise Corrupt(f"run {run.id}: its row ends at {run.record.last_seq}, its journal at {last}")
     if offset != run.offset:
         raise Corrupt(f"run {run.id}: its row counts {run.offset} events, its journal {offset}")
     run.rehash(crc)

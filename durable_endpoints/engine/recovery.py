@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -17,6 +19,7 @@ from durable_endpoints.limits import (
     RECOVERIES_MAX,
     RECOVERIES_PARALLEL_MAX,
     RECOVERY_BACKOFF_S,
+    RECOVERY_PATIENCE_S,
     SWEEP_INTERVAL_S,
 )
 from durable_endpoints.records import Entry, Kind, RunRecord
@@ -29,75 +32,93 @@ class Recovery:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._slots = asyncio.Semaphore(RECOVERIES_PARALLEL_MAX)
-        self._alone = asyncio.Lock()
-        self._taken: dict[str, asyncio.Task[None]] = {}
-        self._sweeper: asyncio.Task[None] | None = None
+        self._taken: set[str] = set()
+        self._suspects: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to sweep."""
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
-        self.engine.tasks.add(self._sweeper)
-        self._sweeper.add_done_callback(self.engine.tasks.discard)
+        self._spawn(self._sweep_forever())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.engine.tasks.add(task)
+        task.add_done_callback(self.engine.tasks.discard)
+        return task
 
     async def _sweep_forever(self) -> None:
-        while not self.engine.draining:
+        while not self.engine.leaving:
             try:
+                self.engine.check_store()
                 await self.sweep()
             except Exception:
                 logger.exception("the sweep for unfinished runs failed; it goes on")
             await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep(self) -> None:
-        """Take charge of every running run that nobody here drives."""
-        engine = self.engine
-        async for record in engine.unfinished():
-            if engine.draining:
-                return
+        """Take charge of every running run that nobody here drives; of suspects last, one by one.
+
+        A suspect had its last recovery end without progress: it may be what ends the process.
+        """
+        fresh: list[RunRecord] = []
+        suspects: list[RunRecord] = []
+        async for record in self.engine.unfinished():
             if record.run_id not in self._taken:
-                task = asyncio.get_running_loop().create_task(self._take(record))
-                self._taken[record.run_id] = task
-                engine.tasks.add(task)
-                task.add_done_callback(engine.tasks.discard)
-                task.add_done_callback(partial(self._done, record.run_id))
+                suspect = record.attempts > 0
+                (suspects if suspect else fresh).append(record)
+        for at in range(0, len(fresh), RECOVERIES_PARALLEL_MAX):
+            await self._take(fresh[at : at + RECOVERIES_PARALLEL_MAX])
+        if suspects and self._suspects is None:
+            self._suspects = self._spawn(self._take_suspects(suspects))
+
+    async def _take_suspects(self, suspects: Sequence[RunRecord]) -> None:
+        try:
+            for record in sorted(suspects, key=lambda record: record.attempts):
+                step = min(record.attempts, len(RECOVERY_BACKOFF_S) - 1)
+                since_s = (self.engine.clock.now_ms() - record.updated_at_ms) / 1000
+                # The clock may have jumped: never longer than the step, never shorter than 0.
+                wait_s = RECOVERY_BACKOFF_S[step] - max(0.0, since_s)
+                await asyncio.sleep(max(0.0, wait_s))
+                await self._take([record])
+        finally:
+            self._suspects = None
+
+    async def _take(self, records: Sequence[RunRecord]) -> None:
+        """Recover some runs side by side; returns when they have caught up with their journals."""
+        engine = self.engine
+        if engine.leaving:
+            return
+        ids = [record.run_id for record in records if record.run_id not in engine.runs]
+        driving = []
+        for record in await engine.store.claim(ids, engine.clock.now_ms()):
+            run = engine.adopt(record)
+            self._taken.add(run.id)
+            task = self._spawn(self._recover(run))
+            task.add_done_callback(partial(self._done, run.id))
+            driving.append(self._caught_up(run, task))
+        try:
+            async with asyncio.timeout(RECOVERY_PATIENCE_S):
+                await asyncio.gather(*driving)
+        except TimeoutError:
+            return  # they go on; the others need not wait for them
+
+    async def _caught_up(self, run: LiveRun, task: asyncio.Task[None]) -> None:
+        while not task.done() and not run.caught_up:
+            waiting: set[asyncio.Future[Any]] = {task, run.progress()}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
     def _done(self, run_id: str, _: asyncio.Task[None]) -> None:
-        del self._taken[run_id]
+        self._taken.discard(run_id)
 
-    async def _take(self, record: RunRecord) -> None:
-        """Recover one run; suspects, which may have crashed the process, alone and last."""
-        try:
-            if record.attempts > 1 and record.last_seq <= record.attempt_seq:
-                await self._wait_backoff(record)
-                async with self._alone:
-                    await self._recover(record)
-            else:
-                async with self._slots:
-                    await self._recover(record)
-        except Fenced as reason:
-            logger.info("run %s: %s", record.run_id, reason)
-        except Exception:
-            logger.exception(
-                "run %s could not be recovered; the next sweep tries again", record.run_id
-            )
-
-    async def _wait_backoff(self, record: RunRecord) -> None:
-        step = min(record.attempts - 1, len(RECOVERY_BACKOFF_S) - 1)
-        due_ms = record.updated_at_ms + int(RECOVERY_BACKOFF_S[step] * 1000)
-        await asyncio.sleep(max(0, due_ms - self.engine.clock.now_ms()) / 1000)
-
-    async def _recover(self, record: RunRecord) -> None:
+    async def _recover(self, run: LiveRun) -> None:
         engine = self.engine
-        if engine.draining or record.run_id in engine.runs:
-            return
-        claimed = await engine.store.claim(record.run_id, engine.clock.now_ms())
-        if claimed is None:
-            return
-        run = engine.adopt(claimed)
         try:
             await self._drive(run)
+        except Fenced as reason:
+            logger.info("run %s: %s", run.id, reason)
+        except Exception:
+            logger.exception("run %s could not be recovered; the next sweep tries again", run.id)
         finally:
-            await engine.log.flush()
+            await run.log.flush()
             engine.forget(run)
 
     async def _drive(self, run: LiveRun) -> None:
@@ -123,6 +144,10 @@ class Recovery:
             return
         run.rewind_aware = bool(meta.get("rewinds"))
         journal = Journal(interrupt(run, entries))
+        run.progress_after = journal.voided
+        if run.cancelling:  # while its journal was being read
+            run.end(Kind.CANCELLED, "cancelled", None)
+            return
         logger.info("run %s goes on (attempt %d)", run.id, run.record.attempts)
         await driver(run, started, journal)
 

@@ -20,7 +20,7 @@ from durable_endpoints.limits import (
     RUN_BYTES_MAX,
     RUN_ENTRIES_MAX,
 )
-from durable_endpoints.records import TERMINAL_KINDS, Frame, Kind, RunRecord, Status
+from durable_endpoints.records import REPEATED_KINDS, TERMINAL_KINDS, Frame, Kind, RunRecord, Status
 from durable_endpoints.states import ENDED, move
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ class LiveRun:
 
     __slots__ = (
         "__weakref__", "_bytes", "_entry_bytes", "_events", "_first_offset", "_first_seq",
-        "_hash_in", "_opening", "_parts", "_recent_bytes", "_status", "_waiters", "at_ms",
-        "body_end_seq", "cancelling", "crc", "durable_offset", "durable_seq", "early", "error",
-        "fenced", "head", "log", "offset", "queued", "readers", "recent", "record", "replay",
-        "rewind_aware", "rewinds", "seq", "strict", "task", "terminal_seq",
+        "_hash_in", "_opening", "_parts", "_progress", "_recent_bytes", "_status", "_waiters",
+        "at_ms", "body_end_seq", "cancelling", "caught_up", "crc", "durable_offset",
+        "durable_seq", "early", "error", "fenced", "head", "log", "offset", "progress_after",
+        "queued", "readers", "recent", "record", "replay", "rewind_aware", "rewinds", "seq",
+        "strict", "task", "terminal_seq",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -66,6 +67,7 @@ class LiveRun:
         self.replay: Replay | None = None
         self.fenced: str | None = None
         self.cancelling = False
+        self.caught_up = False  # with its journal, after a recovery
         self.strict = False
         self.queued = False
         self.error: str | None = record.error
@@ -76,6 +78,8 @@ class LiveRun:
         self._opening = opening
         self._bytes = 0
         self._recent_bytes = 0
+        self._progress = False
+        self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
         self._parts: list[bytes] = []
         self._entry_bytes = 0
@@ -131,6 +135,12 @@ class LiveRun:
         if self.fenced is not None or self.over:
             raise Fenced(self.fenced or "the run has ended")
         log = self.log
+        if kind not in REPEATED_KINDS:
+            self._progress = True
+        elif self.progress_after > 0:
+            self.progress_after -= 1
+        else:
+            self._progress = True
         part = pack_entry(kind, key, check, log.now_ms(), took_us, args, payload)
         seq = self.seq
         self.seq = seq + 1
@@ -192,11 +202,14 @@ class LiveRun:
 
     def begin_replay(self, journal: Journal, stall_s: float = REPLAY_STALL_S) -> None:
         """Let the handler run over what is recorded."""
+        self.caught_up = journal.exhausted
         if not journal.exhausted:
             self.replay = Replay(journal, self.log.loop, self._replayed, self._stalled, stall_s)
 
     def _replayed(self) -> None:
         self.replay = None
+        self.caught_up = True
+        self.wake()
 
     def _stalled(self, difference: str) -> None:
         self.diverge(difference)
@@ -230,9 +243,10 @@ class LiveRun:
         frame = Frame(
             self.record.run_id, self.record.epoch, self._first_seq, count, self._first_offset,
             self._events, self._hash_in, pack(self._parts) if count else b"", self.at_ms,
-            self._status, self.record if self._opening else None, self.error,
+            self._status, self.record if self._opening else None, self.error, self._progress,
         )  # fmt: skip
         self._opening = False
+        self._progress = False
         self._parts = []
         self._entry_bytes = 0
         self._events = 0

@@ -14,6 +14,7 @@ class MemoryStore:
     """Implements `Store` in dictionaries."""
 
     def __init__(self) -> None:
+        self.failed: str | None = None
         self._runs: dict[str, RunRecord] = {}
         self._frames: dict[str, list[StoredFrame]] = {}
         self._deleted: set[str] = set()
@@ -46,6 +47,7 @@ class MemoryStore:
             run.events = frame.first_offset + frame.events
             run.status = move(run.status, frame.status)
             run.updated_at_ms = frame.at_ms
+            run.attempts = 0 if frame.progress else run.attempts
             run.error = frame.error if frame.error is not None else run.error
         return frozenset(fenced)
 
@@ -93,14 +95,16 @@ class MemoryStore:
             and (query.before is None or run.run_id < query.before)
         ][: query.limit]
 
-    async def claim(self, run_id: str, now_ms: int) -> RunRecord | None:
+    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
         """See `Store.claim`."""
+        return [found for run_id in run_ids if (found := self._claim(run_id, now_ms))]
+
+    def _claim(self, run_id: str, now_ms: int) -> RunRecord | None:
         run = self._runs.get(run_id)
         if run is None or run.status in ENDED:
             return None
         run.epoch += 1
-        run.attempts = 1 if run.last_seq > run.attempt_seq else run.attempts + 1
-        run.attempt_seq = run.last_seq
+        run.attempts += 1
         run.updated_at_ms = now_ms
         return replace(run)
 

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 from durable_endpoints.errors import StoreRefused
 
@@ -26,6 +27,7 @@ class Ownership:
         self.path = database.with_name(database.name + ".lock")
         self.was_clean = True
         self._fd: int | None = None
+        _HELD.add(self)
 
     def take(self, wait_s: float) -> None:
         """Take the lock and note that the database is in use. Blocks for `wait_s` at most.
@@ -62,6 +64,12 @@ class Ownership:
         os.close(self._fd)
         self._fd = None
 
+    def forget(self) -> None:
+        """Close the lock's file without giving the lock back: the parent process has it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def make_durable(self) -> None:
         """Make what an unclean stop left durable before anybody reads it (I10).
 
@@ -91,6 +99,18 @@ class Ownership:
                 f"{self.database} is on a network file system ({kind}), where locks and syncs "
                 "cannot be trusted. Put the database on a local disk, or use a PostgreSQL store."
             )
+
+
+_HELD: WeakSet[Ownership] = WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Close the lock in a forked child: it would hold it on after its parent was killed."""
+    for owner in list(_HELD):
+        owner.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def file_system(directory: Path) -> str:

@@ -39,6 +39,8 @@ class Store(Protocol):
     further write must raise it too.
     """
 
+    failed: str | None  # why nothing can be written any more
+
     async def open(self) -> None:
         """Check the settings, take the ownership, make what a crash left durable (I10).
 
@@ -77,10 +79,11 @@ class Store(Protocol):
         """Return rows, newest first."""
         ...
 
-    async def claim(self, run_id: str, now_ms: int) -> RunRecord | None:
-        """Raise the run's epoch and count an attempt, durably, before any of its code runs (I17).
+    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
+        """Raise the runs' epochs and count an attempt, durably, before their code runs (I17).
 
-        The count starts anew if entries came since the last claim. None if it is not unfinished.
+        The count starts anew if entries came since the last claim. Returns the rows of those that
+        are unfinished, in one transaction.
         """
         ...
 

@@ -19,6 +19,7 @@ import aiosqlite
 from durable_endpoints import limits
 from durable_endpoints.errors import StoreError, StoreFailed, StoreRefused
 from durable_endpoints.records import Frame, RunRecord
+from durable_endpoints.stores import statements
 from durable_endpoints.stores.ownership import Ownership
 from durable_endpoints.stores.protocol import Query, StoredFrame
 
@@ -26,30 +27,9 @@ T = TypeVar("T")
 Rows: TypeAlias = list[RunRecord]  # inside the class, `list` is a method
 
 SCHEMA: Final = 1
-_SEQ_BITS: Final = 20
-_SEQ_MAX: Final = (1 << _SEQ_BITS) - 1
+# What a commit adds to the log besides the frames: some index and table pages.
+_COMMIT_BYTES: Final = 12 * limits.KIB
 _SQL: Final = Path(__file__).parent / "sql"
-
-_ROW: Final = (
-    "run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events, attempts,"
-    " attempt_seq, version, principal, idempotency_key, fingerprint, error"
-)
-_OPEN_RUN: Final = f"insert into runs (no, {_ROW}) values ({', '.join('?' * 16)})"  # noqa: S608
-_INSERT: Final = (
-    "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
-    " select (no << 20) + ?2, ?3, ?4, ?5, ?6, ?7, ?8 from runs"
-    " where run_id = ?1 and epoch = ?7 and last_seq = ?2 - 1"
-)
-_ADVANCE: Final = (
-    "update runs set last_seq = ?3, events = ?4, status = ?5, updated_at_ms = ?6,"
-    " error = coalesce(?7, error) where run_id = ?1 and epoch = ?2 and last_seq = ?8"
-)
-_CLAIM: Final = (
-    "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempt_seq = last_seq,"  # noqa: S608
-    " attempts = case when last_seq > attempt_seq then 1 else attempts + 1 end"
-    " where run_id = ?1 and status in ('running', 'suspended', 'diverged')"
-    f" returning {_ROW}"
-)
 
 
 class _Connection(aiosqlite.Connection):
@@ -68,16 +48,27 @@ class SQLiteStore:
         self._owner = Ownership(self.path)
         self._lock_wait_s = lock_wait_s
         self._pid = os.getpid()
-        self._failed: str | None = None
+        self.failed: str | None = None
         self._writer: _Connection | None = None
         self._reader: _Connection | None = None
         self._next_no = 1
+        self._logged_bytes = 0  # in the log since it was last folded back, roughly
         self._checkpoint: asyncio.TimerHandle | None = None
         self._checkpointing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """See `Store.open`."""
         self._pid = os.getpid()
+        try:
+            await self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreRefused(
+                f"{self.path} cannot be opened as a journal: {error}. Check that the file is a "
+                "database of durable-endpoints, that its directory can be written, and that the "
+                "disk is neither full nor failing; then start again."
+            ) from error
+
+    async def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self._owner.take, self._lock_wait_s)
         try:
@@ -85,6 +76,7 @@ class SQLiteStore:
                 await asyncio.to_thread(self._owner.make_durable)
             self._writer = await self._connect(f"file:{_quoted(self.path)}?mode=rwc")
             self._next_no = await self._writer.run(_prepare)
+            await asyncio.to_thread(_preallocate, self.path)
             self._reader = await self._connect(f"file:{_quoted(self.path)}?mode=ro")
         except BaseException:
             await self._abandon()
@@ -97,9 +89,10 @@ class SQLiteStore:
             if frame.opening is not None:
                 numbers[frame.run_id] = self._next_no
                 self._next_no += 1
-            if frame.last_seq > _SEQ_MAX:
-                raise StoreError(f"run {frame.run_id} has more than {_SEQ_MAX} entries")
-        fenced = await self._write(lambda db: _append(db, batch, numbers))
+            if frame.last_seq > statements.SEQ_MAX:
+                raise StoreError(f"run {frame.run_id} has more than {statements.SEQ_MAX} entries")
+        fenced = await self._write(lambda db: statements.append(db, batch, numbers))
+        self._logged_bytes += _COMMIT_BYTES + sum(len(frame.data) for frame in batch)
         self._plan_checkpoint()
         return fenced
 
@@ -107,16 +100,16 @@ class SQLiteStore:
         self, run_id: str, *, seq: int = 0, offset: int | None = None, limit_bytes: int
     ) -> list[StoredFrame]:
         """See `Store.read`."""
-        return await self._read(lambda db: _read(db, run_id, seq, offset, limit_bytes))
+        return await self._read(lambda db: statements.read(db, run_id, seq, offset, limit_bytes))
 
     async def get(self, run_id: str) -> RunRecord | None:
         """See `Store.get`."""
-        return _first(await self._rows("where run_id = ?", (run_id,)))
+        return statements.first(await self._rows("where run_id = ?", (run_id,)))
 
     async def find(self, principal: str | None, name: str, key: str) -> RunRecord | None:
         """See `Store.find`."""
         where = "where coalesce(principal, '') = ? and name = ? and idempotency_key = ?"
-        return _first(await self._rows(where, (principal or "", name, key)))
+        return statements.first(await self._rows(where, (principal or "", name, key)))
 
     async def list(self, query: Query) -> list[RunRecord]:
         """See `Store.list`."""
@@ -137,19 +130,19 @@ class SQLiteStore:
         values.append(min(query.limit, limits.LIST_ROWS_MAX))
         return await self._rows(f"{where}order by run_id desc limit ?", tuple(values))
 
-    async def claim(self, run_id: str, now_ms: int) -> RunRecord | None:
+    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
         """See `Store.claim`."""
-        return await self._write(lambda db: _returning(db, _CLAIM, (run_id, now_ms)))
+        return await self._write(lambda db: statements.claim(db, run_ids, now_ms))
 
     async def release(self, run_ids: Sequence[str]) -> None:
         """See `Store.release`."""
         sql = "update runs set attempts = 0 where run_id = ?"
         rows = [(run_id,) for run_id in run_ids]
-        await self._write(lambda db: _transaction(db, lambda: db.executemany(sql, rows)))
+        await self._write(lambda db: statements.transaction(db, lambda: db.executemany(sql, rows)))
 
     async def delete(self, run_id: str) -> bool:
         """See `Store.delete`."""
-        return await self._write(lambda db: _delete(db, run_id))
+        return await self._write(lambda db: statements.delete(db, run_id))
 
     async def was_deleted(self, run_id: str) -> bool:
         """See `Store.was_deleted`."""
@@ -162,7 +155,7 @@ class SQLiteStore:
             self._checkpoint.cancel()
         if self._checkpointing is not None:
             await asyncio.gather(self._checkpointing, return_exceptions=True)
-        if self._failed is not None:
+        if self.failed is not None:
             return  # closing would checkpoint what failed to be written (I9)
         if self._reader is not None:
             await self._reader.close()
@@ -185,7 +178,7 @@ class SQLiteStore:
         )
 
     async def _rows(self, rest: str, values: tuple[Any, ...]) -> Rows:
-        sql = f"select {_ROW} from runs {rest}"  # noqa: S608 - rest is written in this file
+        sql = f"select {statements.ROW} from runs {rest}"  # noqa: S608 - rest is written in this file
         return await self._read(
             lambda db: [RunRecord(*row) for row in db.execute(sql, values).fetchall()]
         )
@@ -210,30 +203,33 @@ class SQLiteStore:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._reader is None:
-            raise StoreFailed(self._failed or "the store is not open")
+            raise StoreFailed(self.failed or "the store is not open")
         try:
             return await self._reader.run(work)
         except sqlite3.Error as error:
             raise StoreFailed(f"cannot read {self.path}: {error}") from error
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._failed is not None or self._writer is None:
-            raise StoreFailed(self._failed or "the store is not open")
+        if self.failed is not None or self._writer is None:
+            raise StoreFailed(self.failed or "the store is not open")
         if os.getpid() != self._pid:
             raise StoreFailed("the process forked after the store was opened; open it in the child")
         try:
             return await self._writer.run(work)
         except sqlite3.Error as error:
             # After a failed sync SQLite goes on as if nothing had happened; we must not (I9).
-            self._failed = f"a write to {self.path} failed with unknown outcome: {error}"
-            raise StoreFailed(self._failed) from error
+            self.failed = f"a write to {self.path} failed with unknown outcome: {error}"
+            raise StoreFailed(self.failed) from error
 
     def _plan_checkpoint(self) -> None:
         """Fold the log back when no commit has come for a while, or when it has grown large."""
         if self._checkpoint is not None:
             self._checkpoint.cancel()
-        delay = limits.CHECKPOINT_IDLE_S
         loop = asyncio.get_running_loop()
+        if self._logged_bytes > limits.CHECKPOINT_FORCE_BYTES:
+            self._start_checkpoint()
+            return
+        delay = limits.CHECKPOINT_IDLE_S
         self._checkpoint = loop.call_later(delay, self._start_checkpoint)
 
     def _start_checkpoint(self) -> None:
@@ -242,11 +238,10 @@ class SQLiteStore:
             self._checkpointing = asyncio.create_task(self._run_checkpoint())
 
     async def _run_checkpoint(self) -> None:
-        wal = self.path.with_name(self.path.name + "-wal")
-        if not wal.exists() or wal.stat().st_size < limits.CHECKPOINT_IDLE_BYTES:
-            return
-        sql = "pragma wal_checkpoint(passive)"
-        await self._write(lambda db: db.execute(sql).fetchone())
+        if self._logged_bytes >= limits.CHECKPOINT_IDLE_BYTES:
+            self._logged_bytes = 0
+            sql = "pragma wal_checkpoint(passive)"
+            await self._write(lambda db: db.execute(sql).fetchone())
 
 
 def _quoted(path: Path) -> str:
@@ -279,118 +274,14 @@ def _prepare(db: sqlite3.Connection) -> int:
     return last + 1
 
 
-def _transaction(db: sqlite3.Connection, work: Callable[[], T]) -> T:
-    db.execute("begin immediate")
-    try:
-        result = work()
-    except BaseException:
-        if db.in_transaction:
-            db.execute("rollback")
-        raise
-    db.execute("commit")
-    return result
+def _preallocate(path: Path) -> None:
+    """Give the empty log its blocks: a sync that need not extend the file takes half the time.
 
-
-def _append(
-    db: sqlite3.Connection, batch: Sequence[Frame], numbers: dict[str, int]
-) -> frozenset[str]:
-    def work() -> frozenset[str]:
-        opened = [_opening_row(numbers[f.run_id], f.opening) for f in batch if f.opening]
-        if opened:
-            db.executemany(_OPEN_RUN, opened)
-        written = [f for f in batch if f.entries]
-        if written:
-            cursor = db.executemany(_INSERT, [_frame_row(f) for f in written])
-            if cursor.rowcount != len(written):
-                return _advance_singly(db, batch)
-        cursor = db.executemany(_ADVANCE, [_advance_row(f) for f in batch])
-        return frozenset() if cursor.rowcount == len(batch) else _fenced_of(db, batch)
-
-    return _transaction(db, work)
-
-
-def _advance_singly(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]:
-    """Advance the runs whose frames went in; the rare way, when one of them is fenced."""
-    return frozenset(
-        frame.run_id for frame in batch if db.execute(_ADVANCE, _advance_row(frame)).rowcount != 1
-    )
-
-
-def _fenced_of(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]:
-    sql = "select 1 from runs where run_id = ? and epoch = ? and last_seq = ?"
-    return frozenset(
-        frame.run_id
-        for frame in batch
-        if db.execute(sql, (frame.run_id, frame.epoch, frame.last_seq)).fetchone() is None
-    )
-
-
-def _opening_row(number: int, run: RunRecord) -> tuple[Any, ...]:
-    return (
-        number, run.run_id, run.name, run.status, run.created_at_ms, run.updated_at_ms, run.epoch,
-        run.last_seq, run.events, run.attempts, run.attempt_seq, run.version, run.principal,
-        run.idempotency_key, run.fingerprint, run.error,
-    )  # fmt: skip
-
-
-def _frame_row(frame: Frame) -> tuple[Any, ...]:
-    return (
-        frame.run_id, frame.first_seq, frame.entries, frame.first_offset, frame.events,
-        frame.hash_in, frame.epoch, frame.data,
-    )  # fmt: skip
-
-
-def _advance_row(frame: Frame) -> tuple[Any, ...]:
-    return (
-        frame.run_id, frame.epoch, frame.last_seq, frame.first_offset + frame.events,
-        frame.status, frame.at_ms, frame.error, frame.first_seq - 1,
-    )  # fmt: skip
-
-
-def _read(
-    db: sqlite3.Connection, run_id: str, seq: int, offset: int | None, limit_bytes: int
-) -> list[StoredFrame]:
-    row = db.execute("select no from runs where run_id = ?", (run_id,)).fetchone()
-    if row is None:
-        return []
-    low, high = row[0] << _SEQ_BITS, (row[0] + 1) << _SEQ_BITS
-    sql = (
-        "select id, entries, first_offset, events, hash_in, data from frames"
-        " where id between ? and ? and (id & ?) + entries > ? and first_offset + events > ?"
-        " order by id"
-    )
-    found: list[StoredFrame] = []
-    size = 0
-    wanted = -1 if offset is None else offset
-    for number, *rest in db.execute(sql, (low, high - 1, _SEQ_MAX, seq, wanted)):
-        found.append(StoredFrame(number & _SEQ_MAX, *rest))
-        size += len(found[-1].data)
-        if size >= limit_bytes:
-            break
-    return found
-
-
-def _returning(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> RunRecord | None:
-    return _transaction(
-        db, lambda: _first([RunRecord(*row) for row in db.execute(sql, values).fetchall()])
-    )
-
-
-def _delete(db: sqlite3.Connection, run_id: str) -> bool:
-    def work() -> bool:
-        row = db.execute("delete from runs where run_id = ? returning no", (run_id,)).fetchone()
-        if row is None:
-            return False
-        low, high = row[0] << _SEQ_BITS, (row[0] + 1) << _SEQ_BITS
-        db.execute("delete from frames where id between ? and ?", (low, high - 1))
-        db.execute("insert into deleted (run_id) values (?)", (run_id,))
-        return True
-
-    gone = _transaction(db, work)
-    if gone:  # the log still holds the old pages: fold it back and empty it (I21)
-        db.execute("pragma wal_checkpoint(truncate)")
-    return gone
-
-
-def _first(rows: list[RunRecord]) -> RunRecord | None:
-    return rows[0] if rows else None
+    SQLite takes a log without a header as an empty one, and overwrites it from its beginning.
+    """
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size == 0:
+        with wal.open("r+b") as file:
+            file.write(bytes(limits.LOG_PREALLOCATED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())

@@ -71,8 +71,7 @@ def test_i6_epoch_and_last_seq_are_checked_where_it_inserts(
 ) -> None:
     async def scenario(store: Store) -> None:
         await store.append([frame(opening=record()), frame("r2", opening=record("r2"))])
-        taken = await store.claim("r1", 5)
-        assert taken is not None
+        (taken,) = await store.claim(["r1"], 5)
         assert taken.epoch == 2
         assert await store.append([frame(first=1), frame("r2", first=1)]) == {"r1"}
         assert await store.append([frame(first=1, count=0, status="failed")]) == {"r1"}
@@ -91,20 +90,16 @@ def test_i17_attempts_count_at_the_claim_and_progress_forgives(
     async def scenario(store: Store) -> None:
         await store.append([frame(opening=record())])
         for expected in (1, 2, 3):
-            run = await store.claim("r1", 5)
-            assert run is not None
+            (run,) = await store.claim(["r1"], 5)
             assert (run.attempts, run.epoch) == (expected, expected + 1)
         await store.append([frame(first=1, epoch=4)])
-        run = await store.claim("r1", 5)
-        assert run is not None
+        (run,) = await store.claim(["r1"], 5)
         assert run.attempts == 1
         await store.release(["r1"])
-        run = await store.claim("r1", 5)
-        assert run is not None
+        (run,) = await store.claim(["r1"], 5)
         assert run.attempts == 1
         await store.append([frame(first=2, epoch=run.epoch, status="completed")])
-        assert await store.claim("r1", 5) is None
-        assert await store.claim("nobody", 5) is None
+        assert not await store.claim(["r1", "nobody"], 5)
 
     check(scenario)
 

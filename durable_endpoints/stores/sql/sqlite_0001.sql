@@ -12,7 +12,6 @@ create table runs (
   last_seq integer not null,
   events integer not null,
   attempts integer not null,
-  attempt_seq integer not null,
   version text not null,
   principal text,
   idempotency_key text,
