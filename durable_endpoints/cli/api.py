@@ -1,0 +1,172 @@
+"""What the commands ask of a running server, over its HTTP routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import sleep
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import click
+import httpx
+
+from durable_endpoints.states import ENDED
+
+# A run's journal is read in pages of this many entries.
+PAGE: Final = 500
+# Runs among which `last` and shortened ids are looked for.
+RECENT: Final = 100
+# How long a command waits to see the end of a run that it has asked to end.
+SETTLE_S: Final = 3.0
+SETTLE_TRIES: Final = 30
+TIMEOUT: Final = httpx.Timeout(10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, by its address and the prefix of its durable routes."""
+
+    url: str
+    prefix: str = "/_durable"
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The address that run routes are added to."""
+        return self.url.rstrip("/") + "/" + self.prefix.strip("/")
+
+    @property
+    def trust_env(self) -> bool:
+        """Whether a proxy of the environment is asked: not for servers on this machine."""
+        return urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1")
+
+    def runs(
+        self, *, statuses: tuple[str, ...] = (), name: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """List runs, newest first."""
+        query: dict[str, Any] = {"limit": limit}
+        if name is not None:
+            query["name"] = name
+        if not statuses:
+            return list(self._get("/runs", query)["runs"])
+        pages = (self._get("/runs", {**query, "status": status})["runs"] for status in statuses)
+        found = {run["id"]: run for page in pages for run in page}
+        return [found[run_id] for run_id in sorted(found, reverse=True)][:limit]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """One run. Raises click.ClickException if there is none."""
+        return self._get(f"/runs/{quote(run_id, safe='')}", what=f"run {run_id}")
+
+    def journal(self, run_id: str) -> list[dict[str, Any]]:
+        """All entries of a run's journal."""
+        entries: list[dict[str, Any]] = []
+        query: dict[str, Any] = {"limit": PAGE}
+        while True:
+            page = self._get(f"/runs/{quote(run_id, safe='')}/journal", query, f"run {run_id}")
+            entries += page["entries"]
+            if page["next"] is None:
+                return entries
+            query["after"] = page["next"]
+
+    def cancel(self, run_id: str) -> None:
+        """Ask for a run to be cancelled. Raises click.ClickException if it has ended."""
+        with self._client() as client, self._explained():
+            answer = client.post(f"{self.base}/runs/{quote(run_id, safe='')}/cancel")
+            if answer.status_code == httpx.codes.CONFLICT:
+                raise click.ClickException(f"Nothing to cancel: {_detail(answer)}")
+            self._json(answer, f"run {run_id}")
+
+    def settled(self, run_id: str) -> str:
+        """The status of a run that is about to end; waits for the end for a moment."""
+        status = ""
+        for _ in range(SETTLE_TRIES):
+            status = str(self.run(run_id)["status"])
+            if status in ENDED:
+                break
+            sleep(SETTLE_S / SETTLE_TRIES)
+        return status
+
+    def health(self) -> httpx.Response:
+        """The health route's answer, as it is."""
+        with self._client() as client, self._explained():
+            return client.get(f"{self.base}/health")
+
+    def resolve(self, wanted: str) -> str:
+        """Return the id that `last`, or an id's beginning or end, stands for.
+
+        Raises: click.ClickException if it stands for none, or for several.
+        """
+        if len(wanted) == 36 and wanted.count("-") == 4:
+            return wanted
+        recent = [str(run["id"]) for run in self.runs(limit=RECENT)]
+        if wanted == "last":
+            if not recent:
+                raise click.ClickException(f"There are no runs at {self.url} yet.")
+            return recent[0]
+        found = [one for one in recent if one.startswith(wanted) or one.endswith(wanted)]
+        if len(found) != 1:
+            many = f"{len(found)} of the newest {RECENT} runs match" if found else "No run matches"
+            raise click.ClickException(f"{many} {wanted!r}. See them with: durable runs")
+        return found[0]
+
+    def _get(
+        self, path: str, query: dict[str, Any] | None = None, what: str = "this"
+    ) -> dict[str, Any]:
+        with self._client() as client, self._explained():
+            return self._json(client.get(self.base + path, params=query), what)
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(headers=list(self.headers), timeout=TIMEOUT, trust_env=self.trust_env)
+
+    def _json(self, answer: httpx.Response, what: str) -> dict[str, Any]:
+        if answer.is_success:
+            try:
+                found = answer.json()
+            except ValueError:
+                found = None
+            if isinstance(found, dict):
+                return found
+            raise click.ClickException(self.not_ours())
+        problem = "application/problem+json" in answer.headers.get("content-type", "")
+        if not problem:
+            raise click.ClickException(self.not_ours(answer.status_code))
+        if answer.status_code == httpx.codes.GONE:
+            raise click.ClickException(f"Deleted: {what}.")
+        if answer.status_code == httpx.codes.NOT_FOUND and what != "this":
+            raise click.ClickException(f"There is no {what} at {self.url}, or it is not yours.")
+        raise click.ClickException(f"The server refused ({answer.status_code}): {_detail(answer)}")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise click.ClickException(self.unreachable(error)) from error
+        except httpx.InvalidURL as error:
+            raise click.ClickException(f"{self.url!r} is no address: {error}.") from error
+
+    def unreachable(self, error: Exception) -> str:
+        """What to do when nobody answers."""
+        why = "nobody listens there" if isinstance(error, httpx.ConnectError) else repr(error)
+        return (
+            f"No answer from {self.url} ({why}).\n"
+            "Start the server with `durable run module:app`, or say where it is with --url "
+            "(or the environment variable DURABLE_URL)."
+        )
+
+    def not_ours(self, status: int = 200) -> str:
+        """What to do when something else answers."""
+        return (
+            f"Something answers at {self.base} ({status}), but not with durable runs. Is "
+            "DurableMiddleware in the app, and does --prefix equal its prefix=?"
+        )
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = {}
+    return str(problem.get("detail") or problem.get("title") or answer.reason_phrase)

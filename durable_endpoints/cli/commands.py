@@ -1,0 +1,290 @@
+"""The commands of `durable`, as click sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import httpx
+import orjson
+from rich.console import Console
+from rich.text import Text
+
+from durable_endpoints.cli import render, timeline
+from durable_endpoints.cli.api import Server
+from durable_endpoints.limits import DRAIN_S
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATUSES: Final = tuple(render.COLOURS)
+# With --reload a person waits, who wants to see the change and not the end of an answer.
+RELOAD_DRAIN_S: Final = 0.3
+_MARKS: Final = {
+    "ok": ("✓", "green"),
+    "note": ("·", "cyan"),
+    "warn": ("!", "yellow"),
+    "fail": ("✗", "red"),
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="durable-endpoints")
+def cli() -> None:
+    """Durable HTTP endpoints: serve them, watch their runs, try them out.
+
+    New here? Start with: durable demo
+    """
+
+
+def server_options(command: F) -> F:
+    """Add the options that say which server a command talks to."""
+    for option in (
+        click.option(
+            "--header", "-H", "headers", multiple=True, metavar="NAME:VALUE",
+            help="Send this header too, such as your login.",
+        ),
+        click.option(
+            "--prefix", default="/_durable", show_default=True,
+            help="The middleware's prefix=.",
+        ),
+        click.option(
+            "--url", "-u", default="http://127.0.0.1:8000", show_default=True,
+            envvar="DURABLE_URL", show_envvar=True, help="The server's address.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _server(url: str, prefix: str, headers: Sequence[str]) -> Server:
+    pairs = []
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise click.BadParameter(f"{header!r} is not NAME:VALUE", param_hint="--header")
+        pairs.append((name.strip(), value.strip()))
+    if url.startswith(":"):
+        url = f"127.0.0.1{url}"
+    return Server(url if "://" in url else f"http://{url}", prefix, tuple(pairs))
+
+
+@cli.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", "-p", default=8000, show_default=True, help="Port to listen on.")
+@click.option("--reload", is_flag=True, help="Start anew when a file changes; runs go on.")
+@click.option("--reload-dir", "reload_dirs", multiple=True, help="Watch this directory instead.")
+@click.option("--app-dir", default=".", help="Import the app from here.  [default: .]")
+@click.option("--factory", is_flag=True, help="APP is a function that returns the app.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, DRAIN_S),
+    metavar="SECONDS",
+    help="What durable runs get to finish at a stop, before they are left to the next start."
+    f"  [default: {DRAIN_S:g}, with --reload {RELOAD_DRAIN_S:g}]",
+)
+@click.option(
+    "--grace",
+    default=5,
+    show_default=True,
+    metavar="SECONDS",
+    help="What requests that are not durable get to finish at a stop.",
+)
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["critical", "error", "warning", "info", "debug"]),
+)
+@click.option("--access-log/--no-access-log", default=True)
+@click.option("--root-path", default="", help="Where a proxy mounts the app.")
+@click.option("--forwarded-allow-ips", help="Proxies whose X-Forwarded-* headers are believed.")
+@click.option("--workers", type=int, default=1, hidden=True)
+def run(workers: int, **asked: Any) -> None:  # fmt: skip
+    """Serve an app with uvicorn, and drain its runs at SIGTERM.
+
+    \b
+    durable run main:app --reload
+    """
+    if workers != 1:
+        raise click.UsageError(
+            "One process owns a SQLite journal, so there is one worker. One is enough for "
+            "thousands of streams; for several nodes use a PostgreSQL store."
+        )
+    from durable_endpoints.cli.server import Serving, serve  # loads the engine
+
+    drain = asked.pop("drain")
+    if drain is None:
+        drain = RELOAD_DRAIN_S if asked["reload"] else DRAIN_S
+    serving = Serving(
+        **{name: asked.pop(name) for name in ("app", "host", "port", "reload")},
+        **{name: asked.pop(name) for name in ("app_dir", "factory", "log_level")},
+        reload_dirs=list(asked.pop("reload_dirs")),
+        drain_s=drain,
+        grace_s=asked.pop("grace"),
+        uvicorn=asked,
+    )
+    sys.exit(serve(serving))
+
+
+@cli.command()
+@click.option("--port", "-p", default=8765, show_default=True, help="Port of the page.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
+@click.option("--store", type=click.Path(dir_okay=False), help="Keep the database here.")
+def demo(port: int, host: str, browser: bool, store: str | None) -> None:
+    """Chat with a local model, kill its server, and read on.
+
+    Press the page's button in the middle of a sentence: the sentence goes on, in the same tab. Set
+    OPENAI_BASE_URL, OPENAI_API_KEY and MODEL to talk to another model instead.
+    """
+    from durable_endpoints.demo.main import run_demo  # its libraries are optional
+
+    sys.exit(run_demo(host, port, browser=browser, store=Path(store) if store else None))
+
+
+@cli.command()
+@click.option(
+    "--status",
+    "-s",
+    "statuses",
+    multiple=True,
+    type=click.Choice(STATUSES),
+    help="Only runs with this status (may be given several times).",
+)
+@click.option("--name", help="Only runs of this endpoint, such as 'POST /chat'.")
+@click.option("--limit", "-n", default=20, show_default=True, type=click.IntRange(1, 500))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@server_options
+def runs(
+    statuses: tuple[str, ...], name: str | None, limit: int, as_json: bool,
+    url: str, prefix: str, headers: tuple[str, ...],
+) -> None:  # fmt: skip
+    """List the runs of a server, newest first."""
+    found = _server(url, prefix, headers).runs(statuses=statuses, name=name, limit=limit)
+    if as_json:
+        for one in found:
+            click.echo(orjson.dumps(one))
+    elif found:
+        _console().print(render.runs_table(found))
+    else:
+        click.echo("No runs." if not (statuses or name) else "No such runs.")
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="The run and its journal as JSON.")
+@server_options
+def show(run: str, as_json: bool, url: str, prefix: str, headers: tuple[str, ...]) -> None:
+    """Show a run and its steps over time. RUN is an id, the end of one, or `last`."""
+    server = _server(url, prefix, headers)
+    run_id = server.resolve(run)
+    facts, entries = server.run(run_id), server.journal(run_id)
+    if as_json:
+        click.echo(orjson.dumps({**facts, "journal": entries}, option=orjson.OPT_INDENT_2))
+    else:
+        _console().print(render.run_view(facts, timeline.read(entries)))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--after", type=click.IntRange(0), help="Leave out events up to this offset.")
+@click.option("--raw", is_flag=True, help="One line an event: offset, type, data.")
+@server_options
+def attach(
+    run: str, after: int | None, raw: bool, url: str, prefix: str, headers: tuple[str, ...]
+) -> None:
+    """Follow a run's response live. RUN is an id, the end of one, or `last`.
+
+    Ctrl-C only stops watching; the run goes on.
+    """
+    from durable_endpoints.cli.follow import follow  # loads asyncio and the client
+
+    server = _server(url, prefix, headers)
+    run_id = server.resolve(run)
+    server.run(run_id)  # says at once, and readably, if there is no such server or run
+    try:
+        sys.exit(asyncio.run(follow(server, run_id, after, raw=raw)))
+    except KeyboardInterrupt:
+        _console(stderr=True).print(f"\n[dim]Left; the run goes on: durable attach {run_id}[/dim]")
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@server_options
+def cancel(run: str, url: str, prefix: str, headers: tuple[str, ...]) -> None:
+    """Cancel a run. RUN is an id, the end of one, or `last`."""
+    server = _server(url, prefix, headers)
+    run_id = server.resolve(run)
+    server.cancel(run_id)
+    _console().print(Text(f"{run_id} "), render.status(server.settled(run_id)))
+
+
+@cli.command()
+@click.argument("store", metavar="[DATABASE]", default="durable.db")
+@click.option("--url", "-u", envvar="DURABLE_URL", help="Look at a running server instead.")
+@click.option("--run", "run_id", help="With --url: measure this run's stream, not the newest's.")
+@click.option("--prefix", default="/_durable", help="With --url: the middleware's prefix=.")
+@click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE")
+def doctor(
+    store: str, url: str | None, run_id: str | None, prefix: str, headers: tuple[str, ...]
+) -> None:
+    """Check a store's database and disk, or (--url) the way to a server.
+
+    Exits with 1 if something has to be put right.
+    """
+    from durable_endpoints.cli import doctor as clinic  # loads sqlite3
+
+    if url is None:
+        findings: Iterable[clinic.Finding] = clinic.examine(clinic.database_path(store))
+    else:
+        findings = _examine_url(_server(url, prefix, headers), run_id)
+    console, worst = _console(), 0
+    for finding in findings:
+        mark, colour = _MARKS[finding.grade]
+        line = Text.assemble((f" {mark} ", colour), (f"{finding.what:<13}", "bold"), finding.found)
+        console.print(line, soft_wrap=True)
+        if finding.advice:
+            console.print(Text(f"   {'':<13}→ {finding.advice}", style="dim"), soft_wrap=True)
+        worst = max(worst, finding.grade == "fail")
+    sys.exit(worst)
+
+
+def _examine_url(server: Server, wanted: str | None) -> Iterable[Any]:
+    from durable_endpoints.cli import buffering  # loads asyncio and the client
+    from durable_endpoints.cli.doctor import Finding  # loads sqlite3
+
+    health = server.health()
+    if health.status_code != httpx.codes.OK:
+        raise click.ClickException(server.not_ours(health.status_code))
+    yield buffering.proxies(health)
+    if wanted is None:
+        running = server.runs(statuses=("running",), limit=1)
+        if not running:
+            yield Finding(
+                "note",
+                "stream",
+                "not measured: no run is running, and a finished one arrives at once anyway",
+                "Start one, and try again while it streams.",
+            )
+            return
+        wanted = str(running[0]["id"])
+    run_id = server.resolve(wanted)
+    try:
+        seen = asyncio.run(buffering.watch(server, run_id))
+    except httpx.TransportError as error:
+        raise click.ClickException(server.unreachable(error)) from error
+    kinds = ("head", "chunk", "emit", "rewind")
+    made = [timeline.milliseconds(e["at"]) for e in server.journal(run_id) if e["kind"] in kinds]
+    yield from buffering.judge(seen, made)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Where output is no terminal, ids and tables must not be cut to a made-up width of 80.
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(stderr=stderr, width=wide, highlight=False)

@@ -1,0 +1,142 @@
+"""The commands of `durable` against a real server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+from example_processes import Process, Serve, messages, until
+
+from durable_endpoints.cli.commands import cli
+
+WORDS = 200
+
+
+@pytest.fixture
+def server(serve: Serve, model: Process) -> Process:
+    return serve("starlette_chat:app", OPENAI_BASE_URL=f"{model.url}/v1")
+
+
+def durable(server: Process, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments, "--url", server.url])
+
+
+@contextmanager
+def streaming(server: Process, prompt: str = "Why tea?") -> Iterator[str]:
+    """A run that is streaming; its id."""
+    body = {"prompt": prompt}
+    with messages(f"{server.url}/chat", "POST", json=body) as (response, stream):
+        run_id = response.headers["durable-run-id"]
+        next(stream)
+        yield run_id
+
+
+def complete(server: Process, run_id: str) -> None:
+    def done() -> bool:
+        run = httpx.get(f"{server.url}/_durable/runs/{run_id}").json()
+        return bool(run["status"] == "completed")
+
+    until(done, "the run to be complete")
+
+
+def test_runs_lists_what_there_is(server: Process) -> None:
+    assert durable(server, "runs").output == "No runs.\n"
+    with streaming(server) as run_id:
+        shown = durable(server, "runs").output
+        assert run_id in shown
+        assert "● running" in shown
+        assert "No such runs." in durable(server, "runs", "--status", "failed").output
+        assert run_id in durable(server, "runs", "-s", "failed", "-s", "running").output
+        (line,) = durable(server, "runs", "--json").output.splitlines()
+        assert json.loads(line)["id"] == run_id
+        assert durable(server, "runs", "--name", json.loads(line)["name"]).output.count(run_id) == 1
+    assert durable(server, "runs", "--status", "nonsense").exit_code == 2
+
+
+def test_show_draws_the_steps(server: Process) -> None:
+    with streaming(server) as run_id:
+        assert "answer" in durable(server, "show", "last").output
+    complete(server, run_id)
+    shown = durable(server, "show", run_id[-6:]).output
+    for part in (run_id, "● completed", "answer", f"{WORDS} items", "━", "events"):
+        assert part in shown
+    journal = json.loads(durable(server, "show", run_id, "--json").output)["journal"]
+    assert [entry["seq"] for entry in journal] == list(range(len(journal)))
+    nothing = durable(server, "show", "00000000-0000-7000-8000-000000000000")
+    assert nothing.exit_code == 1
+    assert "There is no run" in nothing.output
+    assert "See them with: durable runs" in durable(server, "show", "nosuch").output
+
+
+def test_attach_follows_to_the_end(server: Process) -> None:
+    with streaming(server) as run_id:
+        followed = durable(server, "attach", "last")
+    assert followed.exit_code == 0
+    assert followed.stdout.startswith("You asked: “Why tea?”")
+    assert len(followed.stdout.split()) == WORDS
+    assert "● completed" in followed.stderr
+    raw = durable(server, "attach", run_id, "--raw", "--after", "198").stdout.splitlines()
+    assert [line.split("\t")[:2] for line in raw] == [["199", "message"], ["200", "message"]]
+
+
+@pytest.mark.crash
+def test_attach_survives_the_server(server: Process, tmp_path: Path) -> None:
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    with streaming(server) as run_id:
+        command = "from durable_endpoints.cli import main; main()"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            watcher = subprocess.Popen(
+                [sys.executable, "-c", command, "attach", run_id, "--url", server.url],
+                stdout=stdout, stderr=stderr,
+            )  # fmt: skip
+        try:
+            until(lambda: len(out.read_text().split()) > 5, "some words")
+            server.kill()
+            server.start()
+            assert watcher.wait(60) == 0, err.read_text()
+        finally:
+            watcher.kill()
+            watcher.wait()
+    assert len(out.read_text().split()) == WORDS
+    assert "… try 1 in" in err.read_text()
+    assert "● completed" in err.read_text()
+
+
+def test_cancel(server: Process) -> None:
+    with streaming(server) as run_id:
+        assert "cancelled" in durable(server, "cancel", "last").output
+        followed = durable(server, "attach", run_id)
+        assert followed.exit_code == 1
+        assert "cancelled" in followed.stderr
+    with streaming(server, "Why not?") as run_id:
+        pass
+    complete(server, run_id)
+    refused = durable(server, "cancel", run_id)
+    assert refused.exit_code == 1
+    assert "Nothing to cancel" in refused.output
+
+
+def test_doctor_measures_a_live_stream_only(server: Process) -> None:
+    idle = durable(server, "doctor")
+    assert idle.exit_code == 0
+    assert "not measured" in idle.output
+    with streaming(server):
+        busy = durable(server, "doctor")
+    assert "first byte after" in busy.output
+    assert "live events" in busy.output
+    assert "held back" not in busy.output
+
+
+def test_another_server_is_told_from_ours(server: Process, model: Process) -> None:
+    for arguments in (["runs"], ["show", "last"], ["doctor"]):
+        result = durable(model, *arguments)
+        assert result.exit_code == 1
+        assert "Is DurableMiddleware in the app" in result.output
+    assert "Is DurableMiddleware in the app" in durable(server, "runs", "--prefix", "/x").output
