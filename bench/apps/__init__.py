@@ -1,0 +1,1 @@
+"""The contenders: the same three endpoints, each with another idea of durability."""

@@ -1,0 +1,102 @@
+"""What it was measured on: machine, disk, versions, commit. And whether the machine was quiet."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = (
+    "durable-endpoints", "starlette", "uvicorn", "uvloop", "httptools", "sse-starlette",
+    "aiosqlite", "orjson",
+)  # fmt: skip
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Return what a reader needs to judge the figures; `directory` is where the databases go."""
+    return {
+        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "kernel": platform.release(),
+        "file_system": file_system(directory),
+        "fdatasync_us": fdatasync_us(directory),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def commit() -> str:
+    """Return the commit measured, with "+changes" when the package differs from it."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "durable_endpoints") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def file_system(directory: Path) -> str:
+    """Return the type of the file system that holds `directory`."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mount, found, *_ = line.split()
+        if str(directory).startswith(mount) and len(mount) > len(best):
+            best, kind = mount, found
+    return kind
+
+
+def fdatasync_us(directory: Path, rounds: int = 300) -> float:
+    """Return the median time of an appended page and its fdatasync, in microseconds."""
+    path = directory / "fdatasync.probe"
+    directory.mkdir(parents=True, exist_ok=True)
+    taken = []
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        for _ in range(rounds):
+            began = time.perf_counter()
+            os.write(fd, bytes(4096))
+            os.fdatasync(fd)
+            taken.append((time.perf_counter() - began) * 1e6)
+    finally:
+        os.close(fd)
+        path.unlink()
+    return round(statistics.median(taken), 1)
+
+
+class Steal:
+    """How much of the CPU time a hypervisor gave to others, between two looks."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    @staticmethod
+    def _read() -> list[int]:
+        return [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+
+    def percent(self) -> float:
+        """Return the stolen share since the object was made, in per cent of all CPU time."""
+        used = [b - a for a, b in zip(self._before, self._read(), strict=True)]
+        return round(100 * used[7] / max(1, sum(used)), 2)

@@ -1,0 +1,161 @@
+"""Measures what durability adds to a request: `python -m bench.overhead --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+from bench import machine, phases, stats
+from bench.contenders import OWN, Contender
+
+HERE = Path(__file__).resolve().parent
+WORK, RESULTS = HERE / ".work", HERE / "results"
+Rounds = list[dict[str, dict[str, Any]]]
+FIGURES = (
+    "p50_us", "p99_us", "cpu_us_per_run", "syncs_per_run", "many_per_s", "many_p99_ms",
+    "many_cpu_us_per_run", "tokens_per_s", "first_ms", "paced_total_ms", "paced_first_ms",
+    "chat_cpu_us_per_token",
+)  # fmt: skip
+
+
+def run_rounds(
+    contenders: list[Contender],
+    count: int,
+    length: phases.Length,
+    workloads: set[str],
+    progress: Progress,
+    slow_ms: float | None = None,
+) -> Rounds:
+    """Measure every contender once a round, in another order each round."""
+    rounds: Rounds = []
+    label = "disk as it is" if slow_ms is None else f"every sync {slow_ms:g} ms slower"
+    task = progress.add_task(label, total=count * len(contenders))
+    shim = None if slow_ms is None else phases.build_shim(WORK)
+    for number in range(count):
+        found: dict[str, dict[str, Any]] = {}
+        for contender in random.Random(number).sample(contenders, len(contenders)):
+            progress.update(task, description=f"{label}: {contender.title}")
+            found[contender.key] = _one(contender, length, workloads, shim, slow_ms)
+            progress.advance(task)
+        rounds.append(found)
+    progress.update(task, description=label)
+    return rounds
+
+
+def _one(
+    contender: Contender,
+    length: phases.Length,
+    workloads: set[str],
+    shim: Path | None,
+    slow_ms: float | None,
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    directory = WORK / "run" / contender.key
+    env = phases.slow_disk(shim, directory, slow_ms) if shim and slow_ms is not None else None
+    if "steps" in workloads & contender.workloads:
+        found = phases.quiet(lambda: phases.steps(contender, directory, length, env))
+        figures |= _named("steps", found)
+    if "chat" in workloads & contender.workloads:
+        found = phases.quiet(lambda: phases.chat(contender, directory, length))
+        figures |= _named("chat", found)
+    return figures
+
+
+def _named(workload: str, figures: dict[str, Any]) -> dict[str, Any]:
+    both = ("read_back", "steal_pct")  # the same name in either workload
+    return {f"{workload}_{k}" if k in both else k: v for k, v in figures.items()}
+
+
+def summarize(contenders: list[Contender], rounds: Rounds) -> dict[str, dict[str, Any]]:
+    """Return per contender and figure: its spread, its ratio to bare, what it adds to bare."""
+    summary: dict[str, dict[str, Any]] = {}
+    for contender in contenders:
+        figures = {
+            name: {
+                "value": stats.over_rounds(rounds, contender.key, name),
+                "of_bare": stats.ratios(rounds, contender.key, name),
+                "added": stats.differences(rounds, contender.key, name),
+            }
+            for name in FIGURES
+        }
+        summary[contender.key] = {k: v for k, v in figures.items() if v["value"] is not None}
+    return summary
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
+    parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
+    parser.add_argument("--only", default="", help="contenders, by comma: bare,durable,strict,...")
+    parser.add_argument("--workloads", default="steps,chat", help="steps,chat")
+    parser.add_argument(
+        "--slow-fdatasync-ms", default="", metavar="MS,...",
+        help="also with every fdatasync slowed by so much, e.g. 2,5 (needs cc)",
+    )  # fmt: skip
+    parser.add_argument("--peers", action="store_true", help="also the peers (see peers/README.md)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
+    parser.add_argument("--readme", action="store_true", help="write README's tables and chart")
+    return parser.parse_args(arguments)
+
+
+def choose(only: str, *, peers: bool) -> list[Contender]:
+    """Return the contenders asked for; the bare app is always among them."""
+    contenders = list(OWN)
+    if peers:
+        from bench.peers import install
+
+        contenders += install.contenders()
+    wanted = {key for key in only.split(",") if key}
+    unknown = wanted - {c.key for c in contenders}
+    if unknown:
+        known = ", ".join(c.key for c in contenders)
+        raise SystemExit(f"no contender {', '.join(sorted(unknown))}; there are: {known}")
+    return [c for c in contenders if not wanted or c.key in wanted or c.key == "bare"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    contenders = choose(options.only, peers=options.peers)
+    count = 2 if options.quick else options.rounds
+    length = phases.QUICK if options.quick else phases.FULL
+    workloads = set(options.workloads.split(","))
+    result: dict[str, Any] = {
+        "kind": "overhead",
+        "machine": machine.describe(WORK),
+        "settings": {
+            "rounds": count, "steps": phases.STEPS, "tokens": phases.TOKENS,
+            "pace_ms": phases.PACE_MS, "clients": phases.CLIENTS, "quick": options.quick,
+        },
+        "contenders": {c.key: {"title": c.title, "on_disk": c.on_disk} for c in contenders},
+    }  # fmt: skip
+    if options.peers:
+        from bench.peers import install
+
+        result["machine"]["peers"] = install.versions()
+    columns = (SpinnerColumn(), *Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        rounds = run_rounds(contenders, count, length, workloads, progress)
+        result |= {"rounds": rounds, "summary": summarize(contenders, rounds), "slow": {}}
+        for delay in (float(ms) for ms in options.slow_fdatasync_ms.split(",") if ms):
+            few = max(1, count // 2)
+            slowable = [c for c in contenders if c.slowable]
+            slow = run_rounds(slowable, few, phases.QUICK, {"steps"}, progress, delay)
+            result["slow"][f"{delay:g}"] = {"rounds": slow, "summary": summarize(contenders, slow)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    from bench import report
+
+    report.show(result, Console())
+    if options.readme:
+        report.write_readme()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Tables from the JSON results, on the screen and into README.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import chart
+
+HERE = Path(__file__).resolve().parent
+README, RESULTS = HERE.parent / "README.md", HERE / "results"
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+Row = list[str]
+_SIDE_BY_SIDE = 4  # contenders; more of them get a row each instead of a column
+
+
+def number(value: float) -> str:
+    """Return a figure with three digits that mean something."""
+    if value == int(value):
+        return f"{value:,.0f}"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _cell(spread: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
+    if spread is None:
+        return "-"
+    low, mid, high = (spread[k] * scale for k in ("min", "median", "max"))
+    if low == high:
+        return f"{number(mid)}{unit}"
+    return f"{number(mid)}{unit} ({number(low)}-{number(high)})"
+
+
+def _row(result: dict[str, Any], what: str, figure: str, part: str, scale: float, unit: str) -> Row:
+    cells = [
+        _cell(result["summary"][key].get(figure, {}).get(part), scale, unit)
+        for key in result["contenders"]
+    ]
+    return [what, *cells]
+
+
+def overhead_rows(result: dict[str, Any]) -> list[Row]:
+    """Return the rows of the overhead table, a column a contender."""
+    steps, tokens = result["settings"]["steps"], result["settings"]["tokens"]
+    clients, pace = result["settings"]["clients"], result["settings"]["pace_ms"]
+    wanted = [
+        (f"{steps} steps, 1 client: p50, µs", "p50_us", "value", 1, ""),
+        ("… added to the bare app, µs", "p50_us", "added", 1, ""),
+        ("… added a step, µs", "p50_us", "added", 1 / steps, ""),
+        (f"{steps} steps, {clients} clients: runs/s", "many_per_s", "value", 1, ""),
+        ("… of the bare app", "many_per_s", "of_bare", 100, " %"),
+        ("… p99, ms", "many_p99_ms", "value", 1, ""),
+        (f"{tokens} SSE tokens back to back: tokens/s", "tokens_per_s", "value", 1, ""),
+        ("… of the bare app", "tokens_per_s", "of_bare", 100, " %"),
+        ("… first token, ms", "first_ms", "value", 1, ""),
+        (f"a token every {pace} ms: time of the bare app", "paced_total_ms", "of_bare", 1, "x"),
+        ("… first token later by, ms", "paced_first_ms", "added", 1, ""),
+    ]
+    rows = [_row(result, *w) for w in wanted]
+    for delay, slow in result.get("slow", {}).items():
+        part = {**result, "summary": slow["summary"]}
+        rows += [
+            _row(part, f"every sync {delay} ms slower: p50, ms", "p50_us", "value", 1e-3, ""),
+            _row(part, "… syncs a run", "syncs_per_run", "value", 1, ""),
+            _row(part, f"… {clients} clients: runs/s", "many_per_s", "value", 1, ""),
+        ]
+    return [row for row in rows if set(row[1:]) != {"-"}]
+
+
+def by_contender(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Return a table of medians with a row a contender, for more than fit side by side."""
+    wanted = [
+        ("1 client, p50 ms", "p50_us", "value", 1e-3),
+        ("µs added a step", "p50_us", "added", 1 / result["settings"]["steps"]),
+        ("32 clients, runs/s", "many_per_s", "value", 1),
+        ("of bare", "many_per_s", "of_bare", 100),
+        ("SSE tokens/s", "tokens_per_s", "value", 1),
+        ("of bare", "tokens_per_s", "of_bare", 100),
+    ]
+    slow = result.get("slow", {})
+    columns = ["", *(name for name, *_ in wanted)]
+    columns += [f"+{delay} ms a sync: p50 ms" for delay in slow] + [
+        "on disk when the answer leaves"
+    ]
+    rows = []
+    for key, contender in result["contenders"].items():
+        figures = [
+            _median(result["summary"], key, figure, part, scale)
+            + (" %" if part == "of_bare" else "")
+            for _, figure, part, scale in wanted
+        ]
+        figures += [_median(s["summary"], key, "p50_us", "value", 1e-3) for s in slow.values()]
+        rows.append([contender["title"], *figures, contender["on_disk"]])
+    return columns, rows
+
+
+def _median(summary: dict[str, Any], key: str, figure: str, part: str, scale: float) -> str:
+    spread = summary.get(key, {}).get(figure, {}).get(part)
+    return "-" if spread is None else number(spread["median"] * scale)
+
+
+def recovery_rows(result: dict[str, Any]) -> list[Row]:
+    """Return the rows of the recovery table."""
+
+    def row(what: str, figure: str) -> Row:
+        return [what, *(_cell(result["summary"][k].get(figure)) for k in result["contenders"])]
+
+    calm = [number(result["no_kill"][k]["complete_s"]) for k in result["contenders"]]
+    return [
+        ["no kill: all answered after, s", *calm],
+        row("kill -9 → all answered, s", "complete_s"),
+        row("kill -9 → serves again, s", "ready_s"),
+        row("steps done at the kill", "steps_ended_at_kill"),
+        row("… of these run again", "ended_steps_run_again"),
+        row("steps lost", "steps_lost"),
+        row("accepted runs lost", "runs_lost"),
+    ]
+
+
+def scale_rows(result: dict[str, Any]) -> list[Row]:
+    """Return the rows of the scale table: a figure and its value."""
+    return [[f["what"], _points(f)] for f in result["figures"]]
+
+
+def _points(figure: dict[str, Any]) -> str:
+    return " · ".join(
+        f"{_at(point['at'])}: {number(point['value'])} {figure['unit']}"
+        for point in figure["points"]
+    )
+
+
+def _at(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _columns(result: dict[str, Any]) -> list[str]:
+    if result["kind"] == "scale":
+        return ["", "at: figure"]
+    return ["", *(c["title"] for c in result["contenders"].values())]
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """Return the column names and rows that suit a result."""
+    if result["kind"] == "overhead" and len(result["contenders"]) > _SIDE_BY_SIDE:
+        return by_contender(result)
+    columns, rows = _columns(result), _ROWS[result["kind"]](result)
+    if len(columns) - 1 > _SIDE_BY_SIDE:
+        return ["", *(row[0] for row in rows)], [
+            [name, *(row[n] for row in rows)] for n, name in enumerate(columns[1:], 1)
+        ]
+    return columns, rows
+
+
+_ROWS = {"overhead": overhead_rows, "recovery": recovery_rows, "scale": scale_rows}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print a result's table."""
+    columns, rows = table(result)
+    drawn = Table(title=f"{result['kind']} at {result['machine']['commit']}")
+    for n, name in enumerate(columns):
+        drawn.add_column(name, justify="right" if n else "left")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return a result's table in Markdown."""
+    columns, rows = table(result)
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def measured_on(result: dict[str, Any]) -> str:
+    """Return one sentence on what the figures were measured on."""
+    m = result["machine"]
+    return (
+        f"Measured {m['at'][:10]} at commit `{m['commit']}` on {m['cpus']} cores ({m['cpu']}, "
+        f"Linux {m['kernel']}, {m['file_system']}, {m['fdatasync_us']:g} µs a 4 KiB fdatasync), "
+        f"Python {m['python']}, SQLite {m['sqlite']}, uvicorn {m['versions']['uvicorn']} "
+        f"with uvloop, one worker."
+    )
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found or None
+
+
+def section() -> str:
+    """Return what stands in the README between the markers: the tables of all stored results."""
+    parts = []
+    overhead, recovery = _load("overhead"), _load("recovery")
+    if overhead is not None:
+        rounds = overhead["settings"]["rounds"]
+        parts += [
+            measured_on(overhead)
+            + f" Median (least-most) of {rounds} interleaved rounds; ratios and differences are "
+            "to the bare app in the same round. Make them anew with `bench/run`; "
+            "[how to read them](bench/README.md).",
+            markdown(overhead),
+        ]
+        if chart.write(overhead, RESULTS / "overhead.svg"):
+            parts.append("![The same as a chart](bench/results/overhead.svg)")
+    if recovery is not None:
+        settings = recovery["settings"]
+        parts += [
+            f"kill -9 half-way through {settings['jobs']} runs of {settings['steps']} steps of "
+            f"{settings['step_ms']:g} ms, executions counted outside the process:",
+            markdown(recovery),
+        ]
+    return "\n\n".join(parts)
+
+
+def write_readme() -> None:
+    """Put the tables between the markers of README.md.
+
+    Raises: SystemExit if the README has no such markers.
+    """
+    text = README.read_text()
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise SystemExit(f"README.md needs the lines {START} and {END} where the tables go")
+    README.write_text(f"{before}{START}\n{section()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    write_readme()

@@ -1,0 +1,47 @@
+"""Medians, spreads and ratios. A ratio is always taken inside one round, then summed up."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Spread = dict[str, float]
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """Return the q-quantile (0 to 1), nearest rank."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, max(0, math.ceil(q * len(ranked)) - 1))]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median, minimum and maximum over rounds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def over_rounds(rounds: list[dict[str, dict[str, Any]]], contender: str, key: str) -> Spread | None:
+    """Return the spread of a figure; None if this contender does not have it."""
+    found = [r[contender][key] for r in rounds if key in r.get(contender, {})]
+    return spread(found) if found else None
+
+
+def ratios(rounds: list[dict[str, dict[str, Any]]], contender: str, key: str) -> Spread | None:
+    """Return the spread of a figure divided by the bare app's in the same round."""
+    found = [
+        r[contender][key] / r["bare"][key]
+        for r in rounds
+        if key in r.get(contender, {}) and r.get("bare", {}).get(key)
+    ]
+    return spread(found) if found else None
+
+
+def differences(rounds: list[dict[str, dict[str, Any]]], contender: str, key: str) -> Spread | None:
+    """Return the spread of a figure less the bare app's in the same round."""
+    found = [
+        r[contender][key] - r["bare"][key]
+        for r in rounds
+        if key in r.get(contender, {}) and key in r.get("bare", {})
+    ]
+    return spread(found) if found else None
