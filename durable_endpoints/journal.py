@@ -254,6 +254,9 @@ def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
         elif entry.kind in (Kind.STREAM_END, Kind.STEP_FAILED):
             open_at.pop(entry.key, None)
     offsets = _offsets(entries)
+    # The response head cannot be taken back; -1: there is none.
+    heads = {entry.seq for entry in entries if entry.kind == Kind.HEAD}
+    head = max((offset for seq, offset in offsets if seq in heads), default=-1)
     resets, rewind_to = [], None
     for key, (policy, first, _) in open_at.items():
         before = max((o for seq, o in offsets if seq < first), default=-1)
@@ -264,7 +267,7 @@ def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
             continue
         elif not published and policy in ("auto", "restart"):
             resets.append(key)
-        elif before >= 0 and (policy == "restart" or (policy == "auto" and rewinds)):
+        elif head <= before and (policy == "restart" or (policy == "auto" and rewinds)):
             resets.append(key)
             rewind_to = before if rewind_to is None else min(rewind_to, before)
     return Interruption(tuple(resets), rewind_to)

@@ -14,8 +14,8 @@ from durable_endpoints.limits import CURSOR_CHARS_MAX
 from durable_endpoints.records import Kind
 from durable_endpoints.stores.protocol import Store
 
-_OURS: Final = re.compile(rf"({RUN_ID.pattern}):(\d{{1,9}})-([0-9a-f]{{8}})")
-_BARE: Final = re.compile(r"\d{1,9}")
+_OURS: Final = re.compile(rf"({RUN_ID.pattern}):(\d{{1,9}})-([0-9a-f]{{8}})", re.ASCII)
+_BARE: Final = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class Cursor(NamedTuple):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from starlette._utils import get_route_path
 
 from durable_endpoints.asgi.capture import ResponseCapture
-from durable_endpoints.asgi.ending import conclude, is_cancellation
+from durable_endpoints.asgi.ending import conclude
 from durable_endpoints.asgi.problems import Problem, overloaded
 from durable_endpoints.asgi.request import capture, fingerprint, header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
+from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from durable_endpoints.asgi.host import Host
 
+_RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", re.IGNORECASE)
 Message = MutableMapping[str, Any]
 
 
@@ -181,6 +184,8 @@ class Exchange:
         principal = await host.principal_of(scope)
         name = f"{scope['method']} {self._route()}"
         key = self._idempotency_key()
+        if key is not None:  # a key belongs to the address that it was sent to
+            key = f"{get_route_path(self._origin)} {key}"
         print_ = fingerprint(self._origin, body) if key else None
         if key is not None:
             known = await host.engine.reserve(principal, name, key)
@@ -231,7 +236,7 @@ class Exchange:
         run.early = []
         SCOPE.set(RunScope(run))
         self._capture = ResponseCapture(run)
-        if "respond-async" in (header(self._scope, b"prefer") or ""):
+        if _RESPOND_ASYNC.search(header(self._scope, b"prefer") or ""):
             self._async_reply = True
             self._sender = self._host.spawn(self._accepted(run))
         if self._held is not None:

@@ -14,7 +14,7 @@ from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.routes import ControlRoutes
 from durable_endpoints.engine.engine import Engine
-from durable_endpoints.errors import RunDeleted, StoreError, StoreFailed
+from durable_endpoints.errors import RunDeleted, StoreError
 from durable_endpoints.stores.open import open_store
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class DurableMiddleware:
         try:
             run = await self._host.observe(scope, known.run_id)
             await self._control.resume(run, cursor, scope, receive, send, wrapped=True)
-        except (RunDeleted, StoreFailed) as error:
+        except (RunDeleted, StoreError) as error:
             await as_problem(error).answer(send)
         except Problem as problem:
             await problem.answer(send)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from durable_endpoints.errors import RunDeleted, StoreFailed
+from durable_endpoints.errors import Corrupt, RunDeleted, StoreError
 
 if TYPE_CHECKING:
     from starlette.types import Send
@@ -51,10 +51,12 @@ def not_found() -> Problem:
     return Problem(404, "run-not-found", "there is no such run")
 
 
-def as_problem(error: RunDeleted | StoreFailed) -> Problem:
+def as_problem(error: RunDeleted | StoreError) -> Problem:
     """Return what a reader is told of an error below."""
     if isinstance(error, RunDeleted):
         return Problem(410, "run-deleted", "the run was deleted")
+    if isinstance(error, Corrupt):
+        return Problem(500, "run-damaged", "the run's journal is damaged")
     detail = "the journal cannot be read now"
     return Problem(503, "store-unavailable", detail, [("retry-after", "1")])
 

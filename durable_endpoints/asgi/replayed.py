@@ -8,8 +8,9 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from durable_endpoints.asgi.capture import ResponseCapture
-from durable_endpoints.asgi.ending import conclude, is_cancellation
+from durable_endpoints.asgi.ending import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
+from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope

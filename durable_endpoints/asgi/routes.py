@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import RunDeleted, StoreFailed
+from durable_endpoints.errors import RunDeleted, StoreError
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
 from durable_endpoints.records import Entry, RunRecord
 from durable_endpoints.states import ENDED, TRANSITIONS
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from durable_endpoints.asgi.host import Host
 
 _CLIENT_JS: Final = Path(__file__).parent / "client.js"
+_NUMBER: Final = re.compile(r"-?[0-9]{1,12}")
 _SHOWN_BYTES: Final = 2048
 _NO_STORE: Final = {"cache-control": "no-store"}
 
@@ -76,22 +78,22 @@ class ControlRoutes:
             route, child = self._match(inner)
             inner.update(child)
             await route.handle(inner, receive, send)
-        except (RunDeleted, StoreFailed) as error:
+        except (RunDeleted, StoreError) as error:
             await as_problem(error).answer(send)
         except Problem as problem:
             await problem.answer(send)
 
     def _match(self, scope: Scope) -> tuple[Route, dict[str, Any]]:
-        partial: tuple[Route, dict[str, Any]] | None = None
+        allowed: set[str] = set()
         for route in self._router.routes:
             match, child = route.matches(scope)
             if match == Match.FULL:
                 return cast("Route", route), dict(child)
-            if match == Match.PARTIAL and partial is None:
-                partial = cast("Route", route), dict(child)
-        if partial is None:
-            raise Problem(404, "not-found", "there is nothing at this address")
-        return partial  # answers 405
+            if match == Match.PARTIAL:
+                allowed |= cast("Route", route).methods or set()
+        if allowed:
+            raise _not_allowed(allowed)
+        raise Problem(404, "not-found", "there is nothing at this address")
 
     # --- one run
 
@@ -255,9 +257,14 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     }
 
 
+def _not_allowed(methods: set[str]) -> Problem:
+    allow = ", ".join(sorted(methods))
+    return Problem(405, "method-not-allowed", f"use {allow}", [("allow", allow)])
+
+
 def _only_get(scope: Scope) -> None:
     if scope["method"] != "GET":
-        raise Problem(405, "method-not-allowed", "use GET", [("allow", "GET")])
+        raise _not_allowed({"GET"})
 
 
 def _iso(at_ms: int) -> str:
@@ -267,7 +274,7 @@ def _iso(at_ms: int) -> str:
 def _number(text: str | None, default: int) -> int:
     if text is None:
         return default
-    if not text.lstrip("-").isdecimal() or len(text) > 12:
+    if not _NUMBER.fullmatch(text):
         raise Problem(400, "malformed-number", f"{text!r} is not a number")
     return int(text)
 

@@ -103,6 +103,9 @@ def judge(seen: Observed, made_ms: Sequence[float]) -> list[Finding]:
             )
         ]
     findings = [Finding("ok", "stream", f"first byte after {seen.first_ms:.0f} ms")]
+    if seen.first_ms > _HELD_MS:
+        found = f"first byte after {seen.first_ms:.0f} ms, though it is sent at once"
+        findings = [Finding("warn", "stream", f"{found}: it is held back on the way", _ADVICE)]
     if (encoding := seen.headers.get("content-encoding")) is not None:
         findings.append(
             Finding(

@@ -116,7 +116,7 @@ def run(workers: int, **asked: Any) -> None:  # fmt: skip
             "One process owns a SQLite journal, so there is one worker. One is enough for "
             "thousands of streams; for several nodes use a PostgreSQL store."
         )
-    from durable_endpoints.cli.server import Serving, serve  # loads the engine
+    from durable_endpoints.server import Serving, serve  # loads the engine
 
     drain = asked.pop("drain")
     if drain is None:

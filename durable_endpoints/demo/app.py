@@ -60,11 +60,17 @@ async def chat(question: Question) -> AsyncIterator[dict[str, str]]:
 
 
 @app.post("/crash", status_code=204)
-async def crash(sec_fetch_site: Annotated[str | None, Header()] = None) -> None:
-    """Kill this process as `kill -9` would: nothing is flushed, closed or said goodbye to."""
+async def crash(pid: int, sec_fetch_site: Annotated[str | None, Header()] = None) -> None:
+    """Kill this process as `kill -9` would: nothing is flushed, closed or said goodbye to.
+
+    `pid` says which process is meant: a browser sends a request again when its connection
+    breaks, which would kill the next process, too.
+    """
     if sec_fetch_site not in (None, "same-origin", "none"):
         raise HTTPException(403, "only the demo's own page may press its button")
-    os.kill(os.getpid(), signal.SIGKILL)
+    if pid != os.getpid():
+        raise HTTPException(409, f"process {pid} is dead already")
+    os.kill(pid, signal.SIGKILL)
 
 
 @app.get("/status")

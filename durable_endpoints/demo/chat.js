@@ -88,7 +88,7 @@ $("crash").onclick = () => {
   serverDown(`pid ${server.pid} killed`);
   say("The server was killed.");
   current?.lost();
-  fetch("/crash", { method: "POST" }).catch(() => {}); // it dies before it can answer
+  fetch(`/crash?pid=${server.pid}`, { method: "POST" }).catch(() => {}); // dies, does not answer
 };
 
 // --- one question and its answer
@@ -136,13 +136,20 @@ class Turn {
 
   /** The first event after an outage. */
   async back() {
-    const { since, at } = this.outage;
-    const ms = Math.round(performance.now() - since);
+    const outage = this.outage;
+    const [from, until] = [this.pid, performance.now()];
     this.outage = null;
-    this.outages.push([since, performance.now()]);
     this.answer.classList.remove("lost");
-    const from = this.pid;
-    const { pid } = await askStatus();
+    let pid;
+    try {
+      ({ pid } = await askStatus());
+    } catch {
+      this.outage ??= outage; // it died once more: the next event asks again
+      return;
+    }
+    const { since, at } = outage;
+    const ms = Math.round(until - since);
+    this.outages.push([since, until]);
     const deaths = this.deaths.size;
     this.deaths.clear();
     this.pid = pid;
@@ -171,9 +178,7 @@ class Turn {
     if (events.length < this.shown) return this.rebuild(); // a rewind took some back
     if (events.length === this.shown) return;
     const stick = atBottom();
-    if (this.outage && events.length > this.outage.at) {
-      this.back().catch(() => {}); // it died once more; the next event asks again
-    }
+    if (this.outage && events.length > this.outage.at) this.back();
     for (const event of events.slice(this.shown)) {
       const bolt = this.stored.bolts.find((one) => one.at === this.shown);
       if (bolt) this.answer.append(boltMark(bolt));

@@ -16,7 +16,7 @@ from typing import Final
 
 import uvicorn
 
-from durable_endpoints.cli.server import GRACE_S, DrainingServer, log_config
+from durable_endpoints.server import GRACE_S, DrainingServer, log_config
 
 # At Ctrl-C a person waits, and what is left goes on at the next start.
 DRAIN_S: Final = 0.3

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 import random as _random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 import anyio.to_thread
@@ -27,6 +28,8 @@ from durable_endpoints.ids import new_uuid7
 from durable_endpoints.limits import EVENT_BYTES_MAX
 from durable_endpoints.records import Kind
 
+# As WHATWG HTML, section 9.2.6, has it: not what `str.splitlines` takes for one.
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -217,9 +220,11 @@ def emit(data: Any, *, event: str | None = None) -> None:
     scope = _scope()
     if scope is None:
         return
+    if event is not None and _LINE_END.search(event):
+        raise ValueError(f"emit: the event's name has a line end: {event!r}")
     text = data if isinstance(data, str) else dumps(data, "emit").decode()
     lines = [f"event: {event}"] if event else []
-    lines += [f"data: {line}" for line in text.splitlines() or [""]]
+    lines += [f"data: {line}" for line in _LINE_END.split(text)]
     block = ("\n".join(lines) + "\n\n").encode()
     if len(block) > EVENT_BYTES_MAX:
         raise PayloadTooLarge("emit", len(block), EVENT_BYTES_MAX)

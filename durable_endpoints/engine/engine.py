@@ -54,7 +54,7 @@ class Engine:
         self._idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self._on_failure = on_failure
         self._keys: dict[tuple[str | None, str, str], asyncio.Future[str | None]] = {}
-        self._loading: dict[str, asyncio.Task[LiveRun]] = {}
+        self._loading: dict[tuple[str, str | None], asyncio.Task[LiveRun]] = {}
 
     @property
     def log(self) -> Log:
@@ -184,21 +184,22 @@ class Engine:
         if run is not None and run.log.loop is not asyncio.get_running_loop():
             run = None
         if run is None and RUN_ID.fullmatch(run_id):
-            loading = self._loading.get(run_id)
+            loading = self._loading.get((run_id, principal))
             if loading is None:
-                loading = asyncio.get_running_loop().create_task(self._load(run_id))
-                self._loading[run_id] = loading
-                loading.add_done_callback(lambda _: self._loading.pop(run_id, None))
+                load = self._load(run_id, principal)
+                loading = asyncio.get_running_loop().create_task(load)
+                self._loading[run_id, principal] = loading
+                loading.add_done_callback(lambda _: self._loading.pop((run_id, principal), None))
             run = await asyncio.shield(loading)
         if run is None or run.record.principal != principal or run.durable_seq < 0:
             raise RunNotFound(run_id)
         return run
 
-    async def _load(self, run_id: str) -> LiveRun:
+    async def _load(self, run_id: str, principal: str | None) -> LiveRun:
         while True:
             record = await self.store.get(run_id)
             if record is None:
-                if await self.store.was_deleted(run_id):
+                if await self.store.was_deleted(run_id, principal):
                     raise RunDeleted(run_id)
                 raise RunNotFound(run_id)
             run = LiveRun(self.log, record, opening=False)

@@ -15,10 +15,11 @@ from durable_endpoints.codec import codec_of, dumps
 from durable_endpoints.engine.context import emit
 from durable_endpoints.engine.endpoints import ADMISSION, ENDPOINTS, EndpointSpec
 from durable_endpoints.engine.engine import Engine
+from durable_endpoints.engine.outcomes import described, is_cancellation
 from durable_endpoints.engine.reader import Reader, read_journal
 from durable_endpoints.engine.run import Event, LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
-from durable_endpoints.errors import Diverged, Fenced, NotDurable, RunCancelled, RunFailed
+from durable_endpoints.errors import Fenced, NotDurable, RunCancelled, RunFailed
 from durable_endpoints.journal import Journal
 from durable_endpoints.records import Entry, Kind, Status
 
@@ -125,22 +126,27 @@ async def _drive(
         else:
             value = await function(*call["args"], **call["kwargs"])
             data = codec_of(f"result of {spec.name}", function).encode(value)
-        if run.replay is not None:
-            run.replay.finish()
-        run.end(Kind.COMPLETED, "completed", None, data)
-    except asyncio.CancelledError:
-        if run.cancelling:
-            run.end(Kind.CANCELLED, "cancelled", None)
-    except Diverged as error:
-        run.diverge(error.difference)
-    except Fenced as reason:
-        logger.info("run %s: %s", run.id, reason)
-    except Exception as error:
-        logger.exception("run %s failed", run.id)
-        if run.fenced is None:
-            run.end(Kind.FAILED, "failed", f"{type(error).__name__}: {error}", failures.dump(error))
+        if run.replay is not None and not run.replay.journal.exhausted:
+            run.diverge(run.replay.journal.difference())
+        else:
+            run.end(Kind.COMPLETED, "completed", None, data)
+    except BaseException as error:  # noqa: BLE001 - its fate is the run's
+        _end_failed(run, error)
     finally:
         SCOPE.set(None)
         await engine.log.flush()
         run.task = None
         engine.forget(run)
+
+
+def _end_failed(run: LiveRun, error: BaseException) -> None:
+    """Append the terminal entry that fits an error, unless the run is no longer ours."""
+    if run.fenced is not None or run.over:
+        logger.info("run %s: %s", run.id, run.fenced)
+    elif run.cancelling:
+        run.end(Kind.CANCELLED, "cancelled", None)
+    elif is_cancellation(error) and run.error is None:
+        run.fence("the task was cancelled; the run is taken up again")
+    else:
+        logger.error("run %s failed", run.id, exc_info=error)
+        run.end(Kind.FAILED, "failed", run.error or described(error), failures.dump(error))

@@ -100,10 +100,10 @@ class Log:
                 runs, self._queue = self._queue, []
                 entries, size = self._entries, self._bytes
                 began_s = self.clock.monotonic_s()
-                frames = []
                 for run in runs:
                     run.queued = False
-                    frames.append(run.take_frame())
+                runs = [run for run in runs if run.writable]
+                frames = [run.take_frame() for run in runs]
                 fenced = await self.store.append(frames)
                 self.commits += 1
                 self._entries -= entries

@@ -42,8 +42,8 @@ class LiveRun:
 
     __slots__ = (
         "__weakref__", "_bytes", "_entry_bytes", "_events", "_first_offset", "_first_seq",
-        "_hash_in", "_opening", "_parts", "_progress", "_recent_bytes", "_status", "_waiters",
-        "at_ms", "body_end_seq", "cancelling", "caught_up", "crc", "durable_offset",
+        "_hash_in", "_opening", "_parked", "_parts", "_progress", "_recent_bytes", "_status",
+        "_waiters", "at_ms", "body_end_seq", "cancelling", "caught_up", "crc", "durable_offset",
         "durable_seq", "early", "error", "fenced", "head", "log", "offset", "progress_after",
         "queued", "readers", "recent", "record", "replay", "rewind_aware", "rewinds", "seq",
         "strict", "task", "terminal_seq",
@@ -78,6 +78,7 @@ class LiveRun:
         self._opening = opening
         self._bytes = 0
         self._recent_bytes = 0
+        self._parked = False
         self._progress = False
         self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
@@ -117,6 +118,7 @@ class LiveRun:
         self.crc = self._hash_in
         self._status = record.status
         self.fenced, self.replay, self.task = None, None, None
+        self._parked = False
 
     def rehash(self, crc: int) -> None:
         """Set the rolling hash of the events so far, of a run loaded from the store."""
@@ -232,9 +234,15 @@ class LiveRun:
         """Set a status without an entry: the journal stays as it is (I11, I17)."""
         self._status = move(self._status, status)
         self.error = error
+        self._parked = True
         self.log.appended(self, 0)
 
     # --- what the log does with it
+
+    @property
+    def writable(self) -> bool:
+        """Whether what is queued may be written: a fenced run has nothing to say any more."""
+        return self.fenced is None or self._parked
 
     def take_frame(self) -> Frame:
         """Return everything appended so far as one frame, and begin the next."""
@@ -272,6 +280,8 @@ class LiveRun:
         if self.fenced is None:
             self.fenced = reason
             self._parts = []
+            if self.replay is not None:
+                self.replay.close()
             if self.task is not None:
                 self.task.cancel(reason)
             self.wake()

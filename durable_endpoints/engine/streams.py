@@ -66,8 +66,12 @@ async def _recorded(
 ) -> AsyncGenerator[Any, None]:
     """Yield what the journal holds of a stream, each item in its turn, and collect it."""
     run = scope.run
+    if call.policy == "hold":  # live, too, everything was recorded before anything was given on
+        for delivery in call.deliveries:
+            if run.replay is not None:
+                await run.replay.turn(delivery, concurrent=scope.concurrent)
     for delivery in call.deliveries:
-        if run.replay is not None:
+        if run.replay is not None and not delivery.done:
             await run.replay.turn(delivery, concurrent=scope.concurrent)
         entry = delivery.entry
         if entry.kind == Kind.STREAM_END:

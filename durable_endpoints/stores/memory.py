@@ -9,6 +9,8 @@ from durable_endpoints.records import Frame, RunRecord
 from durable_endpoints.states import ENDED, move
 from durable_endpoints.stores.protocol import Query, StoredFrame
 
+_NOBODY = "\0"
+
 
 class MemoryStore:
     """Implements `Store` in dictionaries."""
@@ -17,7 +19,7 @@ class MemoryStore:
         self.failed: str | None = None
         self._runs: dict[str, RunRecord] = {}
         self._frames: dict[str, list[StoredFrame]] = {}
-        self._deleted: set[str] = set()
+        self._deleted: dict[str, str | None] = {}
 
     async def open(self) -> None:
         """See `Store.open`."""
@@ -116,15 +118,16 @@ class MemoryStore:
 
     async def delete(self, run_id: str) -> bool:
         """See `Store.delete`."""
-        if self._runs.pop(run_id, None) is None:
+        run = self._runs.pop(run_id, None)
+        if run is None:
             return False
         self._frames.pop(run_id, None)
-        self._deleted.add(run_id)
+        self._deleted[run_id] = run.principal
         return True
 
-    async def was_deleted(self, run_id: str) -> bool:
+    async def was_deleted(self, run_id: str, principal: str | None) -> bool:
         """See `Store.was_deleted`."""
-        return run_id in self._deleted
+        return self._deleted.get(run_id, _NOBODY) == principal
 
     async def close(self) -> None:
         """See `Store.close`."""

@@ -95,8 +95,8 @@ class Store(Protocol):
         """Remove a run and its journal for good (I21); its id stays known as deleted."""
         ...
 
-    async def was_deleted(self, run_id: str) -> bool:
-        """Say whether `delete` has removed this run."""
+    async def was_deleted(self, run_id: str, principal: str | None) -> bool:
+        """Say whether `delete` has removed this run of this principal's."""
         ...
 
     async def close(self) -> None:

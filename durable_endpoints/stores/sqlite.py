@@ -144,10 +144,11 @@ class SQLiteStore:
         """See `Store.delete`."""
         return await self._write(lambda db: statements.delete(db, run_id))
 
-    async def was_deleted(self, run_id: str) -> bool:
+    async def was_deleted(self, run_id: str, principal: str | None) -> bool:
         """See `Store.was_deleted`."""
-        sql = "select 1 from deleted where run_id = ?"
-        return await self._read(lambda db: db.execute(sql, (run_id,)).fetchone() is not None)
+        sql = "select 1 from deleted where run_id = ? and principal is ?"
+        whose = (run_id, principal)
+        return await self._read(lambda db: db.execute(sql, whose).fetchone() is not None)
 
     async def close(self) -> None:
         """See `Store.close`."""

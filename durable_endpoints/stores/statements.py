@@ -149,12 +149,14 @@ def delete(db: sqlite3.Connection, run_id: str) -> bool:
     """Remove a run for good. See `Store.delete`."""
 
     def work() -> bool:
-        row = db.execute("delete from runs where run_id = ? returning no", (run_id,)).fetchone()
+        row = db.execute(
+            "delete from runs where run_id = ? returning no, principal", (run_id,)
+        ).fetchone()
         if row is None:
             return False
         low, high = row[0] << SEQ_BITS, (row[0] + 1) << SEQ_BITS
         db.execute("delete from frames where id between ? and ?", (low, high - 1))
-        db.execute("insert into deleted (run_id) values (?)", (run_id,))
+        db.execute("insert into deleted (run_id, principal) values (?, ?)", (run_id, row[1]))
         return True
 
     gone = transaction(db, work)

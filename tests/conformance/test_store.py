@@ -138,13 +138,15 @@ def test_i21_a_deleted_run_is_gone_and_known_as_deleted(
     check: Callable[[Scenario], None],
 ) -> None:
     async def scenario(store: Store) -> None:
-        await store.append([frame(opening=record(), data=b"secret")])
+        await store.append([frame(opening=record(principal="ann"), data=b"secret")])
         assert await store.delete("r1")
         assert not await store.delete("r1")
         assert await store.get("r1") is None
         assert await store.read("r1", limit_bytes=100) == []
-        assert await store.was_deleted("r1")
-        assert not await store.was_deleted("r2")
+        assert await store.was_deleted("r1", "ann")
+        assert not await store.was_deleted("r1", None)
+        assert not await store.was_deleted("r1", "bob")
+        assert not await store.was_deleted("r2", "ann")
         assert await store.append([frame(first=1)]) == {"r1"}
 
     check(scenario)

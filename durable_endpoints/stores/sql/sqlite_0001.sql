@@ -35,4 +35,5 @@ create table frames (
   data blob not null
 ) strict;
 
-create table deleted (run_id text primary key) strict, without rowid;
+-- Runs that were deleted for good: their ids stay known, and whose they were.
+create table deleted (run_id text primary key, principal text) strict, without rowid;
