@@ -62,10 +62,13 @@ class Codec:
 
     def record(self, value: Any) -> tuple[bytes, Any]:
         """Return the value's JSON and the value as it will be read back."""
-        data = self.encode(value)
-        if type(value) in _SCALARS and self._adapter is None:
-            return data, value
-        return data, self.decode(data)
+        if self._adapter is not None:
+            data = self.encode(value)
+            return data, self.decode(data)
+        data = dumps(value, self.where)
+        if len(data) > RESULT_BYTES_MAX:
+            raise PayloadTooLarge(self.where, len(data), RESULT_BYTES_MAX)
+        return data, value if type(value) in _SCALARS else orjson.loads(data)
 
 
 def codec_of(where: str, function: Callable[..., Any], *, items: bool = False) -> Codec:

@@ -12,8 +12,8 @@ WINDOW_ENTRIES_MAX: Final = 1024
 WINDOW_BYTES_MAX: Final = 8 * MIB
 WINDOW_AGE_S_MAX: Final = 1.0
 
-# One batch is one transaction: small enough to commit in a few milliseconds.
-BATCH_BYTES_MAX: Final = 4 * MIB
+# How long a handler that never waits may keep the event loop from its readers and neighbours.
+TURN_S_MAX: Final = 0.001
 
 # A request is journalled whole; larger uploads belong in object storage.
 BODY_BYTES_MAX: Final = 4 * MIB
@@ -37,6 +37,8 @@ CURSOR_CHARS_MAX: Final = 128
 
 # Recent events of a run kept in memory; readers further back read from the store.
 RECENT_BYTES_MAX: Final = 256 * KIB
+# Events that are durable at once are joined up to this for one write to the network.
+WRITE_BYTES_MAX: Final = 16 * KIB
 # How much of a journal is read from the store at a time.
 READ_BYTES_MAX: Final = 1 * MIB
 # Readers of one run at a time.

@@ -64,8 +64,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if not is_durable(self.config.loaded_app):
             logger.warning(
-                "%s is served, but found no DurableMiddleware in it: nothing is durable. "
-                'Add app.add_middleware(DurableMiddleware, store="sqlite:///durable.db").',
+                "No DurableMiddleware was found in %s: unless a wrapper hides it, nothing is "
+                'durable. Add app.add_middleware(DurableMiddleware, store="sqlite:///durable.db").',
                 self.config.app,
             )
             return

@@ -15,7 +15,7 @@ import orjson
 from durable_endpoints.asgi.sse import Splitter
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Diverged, DurableError
-from durable_endpoints.limits import EVENT_BYTES_MAX
+from durable_endpoints.limits import EVENT_BYTES_MAX, TURN_S_MAX
 from durable_endpoints.records import Kind
 from durable_endpoints.redact import is_secret
 
@@ -45,6 +45,9 @@ class ResponseCapture:
         run = self.run
         if run.log.full:
             await run.log.room()
+        now_s = run.log.clock.monotonic_s()
+        if now_s - run.yielded_s > TURN_S_MAX:
+            await run.give_way()
         if kind == "http.response.start":
             self.start(message)
         elif kind == "http.response.body":

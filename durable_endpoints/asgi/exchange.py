@@ -55,6 +55,7 @@ class Exchange:
         self._messages: list[Message] = []
         self._served = 0
         self._size = 0
+        self._reading = asyncio.Lock()
         self._complete = False
         self._app_done = False
         self._checking = False
@@ -99,9 +100,13 @@ class Exchange:
             self._served += 1
             return self._messages[self._served - 1]
         if self.run is None and self._attached is None:
-            message = await self._receive()
-            if message["type"] == "http.request" or self.run is None:
+            async with self._reading:
+                if self._served < len(self._messages):
+                    self._served += 1
+                    return self._messages[self._served - 1]
+                message = await self._receive()
                 self._keep(message)
+            if message["type"] == "http.request" or self.run is None:
                 return message
         # Disconnect is not cancel: the run goes on without its first reader.
         if self._capture is not None:
@@ -245,18 +250,24 @@ class Exchange:
 
     async def _whole_body(self) -> bytes:
         """Return the whole request body, reading what the app has not read yet."""
-        served = self._served
-        while not self._complete and self._size <= BODY_BYTES_MAX:
-            message = await self._receive()
+        while self._incomplete():
+            async with self._reading:  # a listener for the disconnect may be reading too
+                if not self._incomplete():
+                    break
+                message = await self._receive()
+                served = self._served
+                self._keep(message)
+                self._served = min(served, self._served)  # the app has yet to get it
             if message["type"] != "http.request":
                 detail = "the client left before its request was whole"
                 self._halt(Problem(400, "incomplete-request", detail))
-            self._keep(message)
         if self._size > BODY_BYTES_MAX:
             detail = f"a durable request has at most {BODY_BYTES_MAX:,} bytes"
             self._halt(Problem(413, "body-too-large", detail))
-        self._served = served
         return b"".join(message.get("body", b"") for message in self._messages)
+
+    def _incomplete(self) -> bool:
+        return not self._complete and self._size <= BODY_BYTES_MAX
 
     def _idempotency_key(self) -> str | None:
         """Return the key, bare or quoted (draft-ietf-httpapi-idempotency-key-header)."""

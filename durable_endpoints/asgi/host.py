@@ -19,6 +19,7 @@ from durable_endpoints.asgi.drain import watch
 from durable_endpoints.asgi.problems import Problem, not_found
 from durable_endpoints.asgi.replayed import ReplayedExchange
 from durable_endpoints.asgi.request import KIND, header, rebuild
+from durable_endpoints.asgi.tail import quiet_aborts
 from durable_endpoints.engine import functions
 from durable_endpoints.engine.endpoints import EndpointSpec
 from durable_endpoints.engine.engine import Engine
@@ -100,6 +101,7 @@ class Host:
                     self._refused = error
                     raise
                 watch(self.engine)
+                logging.getLogger("uvicorn.error").addFilter(quiet_aborts)
 
     def start_recovery(self) -> None:
         """Go on with what an earlier process left."""

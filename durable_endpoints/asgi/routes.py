@@ -152,10 +152,11 @@ class ControlRoutes:
         """
         host = self._host
         rewinds = host.wants_control(scope)
-        if host.engine.draining and wrapped:
+        crowded = run.readers >= READERS_PER_RUN_MAX
+        if (host.engine.draining or crowded) and wrapped:
             await _come_back(send)
             return
-        if run.readers >= READERS_PER_RUN_MAX:
+        if crowded:
             raise Problem(
                 503, "too-many-readers", f"{READERS_PER_RUN_MAX:,} readers follow this run"
             )
@@ -233,7 +234,7 @@ def run_fields(record: RunRecord, *, full: bool) -> dict[str, Any]:
         "name": record.name,
         "status": record.status,
         "version": record.version,
-        "attempts": record.attempts,
+        "attempts": record.attempts + 1,
         "events": record.events,
         "entries": record.last_seq + 1,
         "created_at": _iso(record.created_at_ms),

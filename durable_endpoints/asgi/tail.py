@@ -6,6 +6,7 @@ All of them read the same log from a cursor; a slow reader costs the run nothing
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -15,7 +16,7 @@ from durable_endpoints.asgi.sse import HEARTBEAT, control, with_id, wrap
 from durable_endpoints.engine.reader import Reader
 from durable_endpoints.engine.run import Event, LiveRun
 from durable_endpoints.errors import DurableError, Fenced
-from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S
+from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S, WRITE_BYTES_MAX
 from durable_endpoints.records import Kind
 
 if TYPE_CHECKING:
@@ -28,12 +29,19 @@ _SSE_HEADERS: Final = (
     (b"x-accel-buffering", b"no"),
 )
 # Not for the wire: a stream's length changes with the ids, connection headers are the server's.
+# Looking a member up costs more than everything else that is done with it here.
+_HEAD, _CHUNK = Kind.HEAD, Kind.CHUNK
 _LINGER_S: Final = 0.05
 _DROPPED: Final = frozenset({b"content-length", b"connection", b"keep-alive"})
 
 
 class StreamAborted(DurableError):
     """The connection is cut so that its reader comes back: the run is not at its end here."""
+
+
+def quiet_aborts(record: logging.LogRecord) -> bool:
+    """Keep a server's log free of tracebacks for connections that are cut on purpose."""
+    return not (record.exc_info and isinstance(record.exc_info[1], StreamAborted))
 
 
 class Tail:
@@ -135,20 +143,31 @@ class Tail:
         last = None
         if not sse and self._reader.at_end:
             last = events[-1]
+        parts: list[bytes] = []
+        size = 0
         for event in events:
             kind = event.kind
-            if kind == Kind.HEAD or (not plain and self._skip(event)):
+            if kind == _HEAD or (not plain and self._skip(event)):
                 continue
-            if sse:
-                if kind == Kind.CHUNK and not self._wrapped:
-                    data = with_id(event.payload, self._run_id, event.offset, event.crc)
-                else:
-                    data = self._block(event)
-                await self._write(data)
-            elif kind == Kind.CHUNK:
+            if sse and kind == _CHUNK and not self._wrapped:
+                data = with_id(event.payload, self._run_id, event.offset, event.crc)
+            elif sse:
+                data = self._block(event)
+            elif kind == _CHUNK:
+                data = event.payload
                 self.ended = event is last and run.response_ended
-                await self._write(event.payload, more=not self.ended)
+            else:
+                continue
+            # Events that are durable together leave together: a reader that is behind catches up.
+            parts.append(data)
+            size += len(data)
             self._sent = event.offset
+            if size >= WRITE_BYTES_MAX and not self.ended:
+                await self._write(b"".join(parts))
+                parts.clear()
+                size = 0
+        if parts:
+            await self._write(b"".join(parts), more=not self.ended)
 
     def _skip(self, event: Event) -> bool:
         """Say whether this reader does not see an event: taken back, or a rewind not asked for.

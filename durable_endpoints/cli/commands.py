@@ -227,7 +227,7 @@ def cancel(run: str, url: str, prefix: str, headers: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("store", metavar="[DATABASE]", default="durable.db")
-@click.option("--url", "-u", envvar="DURABLE_URL", help="Look at a running server instead.")
+@click.option("--url", "-u", help="Look at a running server instead.")
 @click.option("--run", "run_id", help="With --url: measure this run's stream, not the newest's.")
 @click.option("--prefix", default="/_durable", help="With --url: the middleware's prefix=.")
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE")
@@ -260,6 +260,8 @@ def _examine_url(server: Server, wanted: str | None) -> Iterable[Any]:
     from durable_endpoints.cli.doctor import Finding  # loads sqlite3
 
     health = server.health()
+    if health.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        raise click.ClickException(f"The server at {server.url} is stopping, or overloaded.")
     if health.status_code != httpx.codes.OK:
         raise click.ClickException(server.not_ours(health.status_code))
     yield buffering.proxies(health)

@@ -14,11 +14,13 @@ import orjson
 
 from durable_endpoints.cli import render
 from durable_endpoints.cli.api import Server
-from durable_endpoints.client import ConnectionLost, DurableClient, Event, Rewind, RunStream
-from durable_endpoints.errors import DurableError, RunCancelled, RunFailed
+from durable_endpoints.client import DurableClient, Event, Rewind, RunStream
+from durable_endpoints.errors import DurableError, RunCancelled
 
 # Where chat endpoints put a token: their own JSON, or OpenAI's chunks.
 _TEXT_KEYS: Final = ("text", "token", "content", "delta")
+# What a model writes must not steer the terminal.
+_UNSAFE: Final = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\ufffd")
 
 
 async def follow(server: Server, run_id: str, after: int | None, *, raw: bool) -> int:
@@ -33,10 +35,10 @@ async def follow(server: Server, run_id: str, after: int | None, *, raw: bool) -
             client = DurableClient(
                 server.url, prefix=server.prefix, headers=dict(server.headers), http=http
             )
-            stream = client.resume(run_id, after or 0)
             with _outages(printer):
-                async for item in stream:
-                    printer.item(item, stream)
+                async with client.resume(run_id, after or 0) as stream:
+                    async for item in stream:
+                        printer.item(item, stream)
         status = stream.status or "running"
         if status == "running":  # the response is complete, its background work may not be
             status = await asyncio.to_thread(server.settled, run_id)
@@ -44,7 +46,7 @@ async def follow(server: Server, run_id: str, after: int | None, *, raw: bool) -
     except RunCancelled:
         printer.line("● cancelled", "yellow")
         return 1
-    except (RunFailed, ConnectionLost, DurableError) as error:
+    except DurableError as error:  # the run failed, the server refused, or stayed away
         printer.line(str(error), "red")
         return 1
     return 0
@@ -82,13 +84,13 @@ class Printer:
     def _event(self, event: Event) -> None:
         text = readable(event)
         if text is not None:
-            click.echo(text, nl=False)
+            click.echo(text.translate(_UNSAFE), nl=False)
             self._fresh = text.endswith("\n") if text else self._fresh
             return
         if not self._fresh:
             click.echo()
         label = "" if event.event == "message" else click.style(f"{event.event} ", dim=True)
-        click.echo(f"{label}{event.data}")
+        click.echo(f"{label}{event.data.translate(_UNSAFE)}")
         self._fresh = True
 
 

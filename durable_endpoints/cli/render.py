@@ -65,7 +65,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -
         attempts = int(run["attempts"])
         table.add_row(
             str(run["id"]),
-            str(run["name"]),
+            Text(str(run["name"])),
             status(run["status"]),
             f"{run['events']:,}",
             Text(str(attempts), style="yellow" if attempts > 1 else ""),
@@ -85,7 +85,7 @@ def run_view(run: Mapping[str, Any], timeline: Timeline) -> RenderableType:
     facts.add_row("status", status(run["status"]))
     if run["error"]:
         facts.add_row("error", Text(str(run["error"]), style="red"))
-    facts.add_row("version", str(run["version"]))
+    facts.add_row("version", Text(str(run["version"])))
     facts.add_row("attempts", str(run["attempts"]))
     facts.add_row("journal", f"{run['entries']:,} entries, {run['events']:,} events")
     began, ended = str(run["created_at"]), str(run["updated_at"])

@@ -35,6 +35,7 @@ def run_demo(host: str, port: int, *, browser: bool, store: Path | None) -> int:
         return 1
     try:
         database = (store or default_store()).absolute()
+        database.parent.mkdir(parents=True, exist_ok=True)
         listener = listen(host, port)
         model = _get_weights(console) if local else None
         with listener:
@@ -119,8 +120,8 @@ class _Demo:
                 self._app = AppProcess(self._listener, environment, self._tell)
                 await self._app.start()
             self._welcome(environment)
-            if browser and has_screen():
-                await asyncio.to_thread(webbrowser.open, self._url)
+            if browser and has_screen():  # in a thread: some browsers take their time
+                loop.run_in_executor(None, webbrowser.open, self._url)
             await self._watch(self._app, model)
         finally:
             if self._app is not None:

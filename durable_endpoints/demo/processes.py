@@ -77,7 +77,6 @@ class AppProcess:
         tell: Callable[[str], None],
         clock: Clock | None = None,
     ) -> None:
-        self.deaths = 0
         self._listener = listener
         self._environment = dict(environment)
         self._tell = tell
@@ -87,6 +86,13 @@ class AppProcess:
 
     async def start(self) -> None:
         """Start the process and wait for its first answer. Raises: ChildFailed."""
+        try:
+            await self._start()
+        except BaseException:
+            self.kill()  # one at a time: a process that does not answer may still own the store
+            raise
+
+    async def _start(self) -> None:
         fd = self._listener.fileno()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "durable_endpoints.demo.serve", str(fd),
@@ -109,7 +115,6 @@ class AppProcess:
             code = await self._wait()
             if self._stopping:
                 return
-            self.deaths += 1
             died_at = self._clock.monotonic_s()
             self._tell(f"[red]✗[/] the server is dead: {_ending(code)}")
             while True:
@@ -117,6 +122,7 @@ class AppProcess:
                     await self.start()
                     break
                 except ChildFailed:
+                    await self._wait()
                     false_starts += 1
                     if false_starts >= FALSE_STARTS_MAX or self._stopping:
                         raise

@@ -191,7 +191,7 @@ def _awaitable(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class CurrentRun:
-    """The run around the caller."""
+    """The run around the caller. `attempt` counts from 1, anew whenever the run got further."""
 
     id: str
     attempt: int
@@ -207,7 +207,7 @@ def current_run() -> CurrentRun:
     if scope is None:
         raise NotDurable("there is no run here: mark the endpoint with @durable")
     run = scope.run
-    return CurrentRun(run.id, run.record.attempts, run.replay is not None)
+    return CurrentRun(run.id, run.record.attempts + 1, run.replay is not None)
 
 
 def emit(data: Any, *, event: str | None = None) -> None:

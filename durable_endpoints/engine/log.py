@@ -42,6 +42,8 @@ class Log:
         self.thread_id = threading.get_ident()
         self.failed: str | None = None
         self.commits = 0
+        # Whether the unpersisted window is full: whoever would append more must wait (I14).
+        self.full = False
         self._on_failure = on_failure
         self._queue: list[LiveRun] = []
         self._entries = 0  # appended and not durable, in the queue or in flight
@@ -58,15 +60,15 @@ class Log:
             self._oldest_s = self.clock.monotonic_s()
         self._entries += 1
         self._bytes += size
+        if self._entries & 15 == 0 or self._bytes >= WINDOW_BYTES_MAX:
+            self.full = self._is_full()
         if not run.queued:
             run.queued = True
             self._queue.append(run)
             if self._writing is None and self._flush is None:
                 self._flush = self.loop.call_soon(self._start, context=self._context)
 
-    @property
-    def full(self) -> bool:
-        """Whether the unpersisted window is full: whoever would append more must wait (I14)."""
+    def _is_full(self) -> bool:
         entries = self._entries
         return entries > 0 and (
             entries >= WINDOW_ENTRIES_MAX
@@ -76,7 +78,7 @@ class Log:
 
     async def room(self) -> None:
         """Wait until the window has room."""
-        while self.full and self.failed is None:
+        while self._is_full() and self.failed is None:
             waiter = self.loop.create_future()
             self._room.append(waiter)
             await waiter
@@ -114,6 +116,7 @@ class Log:
                         run.fence("another process commits for this run")
                     else:
                         run.committed(frame)
+                self.full = self._is_full()
                 self._give_room()
         except StoreError as error:
             self.fail(str(error))

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from durable_endpoints.journal import Journal
 
 
+# Looking a member up costs more than everything else that is done with it here.
+_HEAD, _REWIND = Kind.HEAD, Kind.REWIND
+
+
 class Event(NamedTuple):
     """What observers see. `crc` is the rolling hash up to and with this event."""
 
@@ -41,12 +45,12 @@ class LiveRun:
     """One run that this process drives or observes."""
 
     __slots__ = (
-        "__weakref__", "_bytes", "_entry_bytes", "_events", "_first_offset", "_first_seq",
+        "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq",
         "_hash_in", "_opening", "_parked", "_parts", "_progress", "_recent_bytes", "_status",
         "_waiters", "at_ms", "body_end_seq", "cancelling", "caught_up", "crc", "durable_offset",
         "durable_seq", "early", "error", "fenced", "head", "log", "offset", "progress_after",
         "queued", "readers", "recent", "record", "replay", "rewind_aware", "rewinds", "seq",
-        "strict", "task", "terminal_seq",
+        "strict", "task", "terminal_seq", "yielded_s",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -67,6 +71,7 @@ class LiveRun:
         self.replay: Replay | None = None
         self.fenced: str | None = None
         self.cancelling = False
+        self.yielded_s = log.clock.monotonic_s()  # when its handler last let others go on
         self.caught_up = False  # with its journal, after a recovery
         self.strict = False
         self.queued = False
@@ -83,7 +88,6 @@ class LiveRun:
         self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
         self._parts: list[bytes] = []
-        self._entry_bytes = 0
         self._events = 0
         self._first_seq = self.seq
         self._first_offset = self.offset
@@ -127,28 +131,25 @@ class LiveRun:
     # --- appending
 
     def append(
-        self, kind: Kind, key: bytes = b"", payload: bytes = b"", *,
+        self, kind: Kind, key: bytes = b"", payload: bytes = b"",
         check: int = 0, took_us: int = 0, args: bytes = b"",
     ) -> int:  # fmt: skip
         """Append one entry in memory and return its seq. The log writes it behind.
 
         Raises: Fenced if this process may no longer commit for the run.
         """
-        if self.fenced is not None or self.over:
+        if self.fenced is not None or self.terminal_seq >= 0:
             raise Fenced(self.fenced or "the run has ended")
         log = self.log
-        if kind not in REPEATED_KINDS:
+        if self.progress_after == 0 or kind not in REPEATED_KINDS:
             self._progress = True
-        elif self.progress_after > 0:
-            self.progress_after -= 1
         else:
-            self._progress = True
+            self.progress_after -= 1
         part = pack_entry(kind, key, check, log.now_ms(), took_us, args, payload)
         seq = self.seq
         self.seq = seq + 1
         self._parts.append(part)
         size = len(part)
-        self._entry_bytes += size
         self._bytes += size
         log.appended(self, size)
         if seq >= RUN_ENTRIES_MAX or self._bytes > RUN_BYTES_MAX:
@@ -173,9 +174,9 @@ class LiveRun:
         event = Event(self.offset, kind, payload, crc)
         self.offset += 1
         self._events += 1
-        if kind == Kind.HEAD:
+        if kind == _HEAD:
             self.head = payload
-        elif kind == Kind.REWIND:
+        elif kind == _REWIND:
             self.rewinds.append((event.offset, int(orjson.loads(payload)["to"])))
         self.recent.append(event)
         self._recent_bytes += len(payload)
@@ -256,7 +257,6 @@ class LiveRun:
         self._opening = False
         self._progress = False
         self._parts = []
-        self._entry_bytes = 0
         self._events = 0
         self._first_seq = self.seq
         self._first_offset = self.offset
@@ -297,6 +297,11 @@ class LiveRun:
         self._recent_bytes = size
 
     # --- waiting
+
+    async def give_way(self) -> None:
+        """Let others go on: called when the handler has kept the event loop for a while."""
+        await asyncio.sleep(0)
+        self.yielded_s = self.log.clock.monotonic_s()
 
     def wake(self) -> None:
         """Wake everybody who waits for the watermark, or for the end."""

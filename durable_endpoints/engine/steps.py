@@ -18,11 +18,15 @@ from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.errors import ControlSignal, Diverged, StepFailed
 from durable_endpoints.journal import Recorded
-from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX
+from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX, TURN_S_MAX
 from durable_endpoints.records import Entry, Kind
 from durable_endpoints.redact import is_secret
 
 T = TypeVar("T")
+
+# Looking a member up costs more than everything else that is done with it here.
+_STEP, _STEP_FAILED = Kind.STEP, Kind.STEP_FAILED
+_TOOK_US_MAX: Final = 0xFFFFFFFF
 
 INTERRUPT_POLICIES: Final = ("auto", "restart", "resume", "finalize", "fail", "hold")
 
@@ -102,11 +106,9 @@ async def run_step(
     run = scope.run
     check, recorded_args = hash_args(args, kwargs)
     if run.replay is not None:
-        call = claim(run, ident, spec.name, check)
-        if call is not None and call.deliveries and run.replay is not None:
-            delivery = call.deliveries[0]
-            await run.replay.turn(delivery, concurrent=scope.concurrent)
-            return outcome(spec, delivery.entry)
+        entry = await _recorded(scope, ident, spec.name, check)
+        if entry is not None:
+            return outcome(spec, entry)
     replay = run.replay
     if replay is not None:
         replay.working += 1
@@ -114,30 +116,51 @@ async def run_step(
     began_s = monotonic_s()
     token = SCOPE.set(scope.inside_step())
     failure: Exception | None = None
-    data, value = b"", None
+    value = None
     try:
-        if spec.timeout_s is None:
-            value = await function(*args, **kwargs)
-        else:
-            async with asyncio.timeout(spec.timeout_s):
-                value = await function(*args, **kwargs)
+        work = function(*args, **kwargs)
+        value = await (work if spec.timeout_s is None else _timed(work, spec.timeout_s))
     except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
         failure = error
     finally:
         SCOPE.reset(token)
         if replay is not None:
             replay.working -= 1
+    kind, data = _STEP, b""
     if failure is None:
         data, value = spec.codec.record(value)
+    else:
+        kind, data = _STEP_FAILED, failures.dump(failure)
     if run.replay is not None or run.log.full:
         await settle(run)
-    took_us = int((monotonic_s() - began_s) * 1e6)
-    seq = record(run, ident, spec, data, failure, check, took_us, recorded_args)
+    now_s = monotonic_s()
+    took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
+    key = f"{ident} {spec.name}".encode()
+    seq = run.append(kind, key, data, check, took_us, recorded_args)
     if run.strict:
         await run.durable(seq)
+    elif now_s - run.yielded_s > TURN_S_MAX:
+        await run.give_way()
     if failure is not None:
         raise as_recorded(spec, failure)
     return value
+
+
+async def _timed(work: Awaitable[Any], timeout_s: float) -> Any:
+    async with asyncio.timeout(timeout_s):
+        return await work
+
+
+async def _recorded(scope: Scope, ident: str, name: str, check: int) -> Entry | None:
+    """Return what is recorded of a call, when its turn has come."""
+    run = scope.run
+    call = claim(run, ident, name, check)
+    if call is None or not call.deliveries:
+        return None
+    delivery = call.deliveries[0]
+    if run.replay is not None:
+        await run.replay.turn(delivery, concurrent=scope.concurrent)
+    return delivery.entry
 
 
 def record(
@@ -145,13 +168,11 @@ def record(
     check: int, took_us: int, recorded_args: bytes,
 ) -> int:  # fmt: skip
     """Append a step's outcome; return its seq."""
-    kind = Kind.STEP
+    kind = _STEP
     if failure is not None:
-        kind, data = Kind.STEP_FAILED, failures.dump(failure)
+        kind, data = _STEP_FAILED, failures.dump(failure)
     key = f"{ident} {spec.name}".encode()
-    return run.append(
-        kind, key, data, check=check, took_us=min(took_us, 0xFFFFFFFF), args=recorded_args
-    )
+    return run.append(kind, key, data, check, min(took_us, _TOOK_US_MAX), recorded_args)
 
 
 def as_recorded(spec: StepSpec, failure: Exception) -> Exception:

@@ -16,6 +16,7 @@ from durable_endpoints.errors import StreamInterrupted
 from durable_endpoints.journal import Recorded
 from durable_endpoints.records import Kind
 
+_ITEM = Kind.ITEM
 CLOSED = b"closed"  # payload of the end of a stream that its consumer left early
 TRUNCATED = b"truncated"
 
@@ -102,7 +103,7 @@ async def _live(
             data, value = codec.record(item)
             if run.log.full:
                 await run.log.room()
-            seq = run.append(Kind.ITEM, key, data)
+            seq = run.append(_ITEM, key, data)
             if run.strict:
                 await run.durable(seq)
             yield value

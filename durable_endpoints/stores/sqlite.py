@@ -52,6 +52,7 @@ class SQLiteStore:
         self._writer: _Connection | None = None
         self._reader: _Connection | None = None
         self._next_no = 1
+        self._last_commit_s = 0.0
         self._logged_bytes = 0  # in the log since it was last folded back, roughly
         self._checkpoint: asyncio.TimerHandle | None = None
         self._checkpointing: asyncio.Task[None] | None = None
@@ -224,17 +225,22 @@ class SQLiteStore:
 
     def _plan_checkpoint(self) -> None:
         """Fold the log back when no commit has come for a while, or when it has grown large."""
-        if self._checkpoint is not None:
-            self._checkpoint.cancel()
         loop = asyncio.get_running_loop()
+        self._last_commit_s = loop.time()
         if self._logged_bytes > limits.CHECKPOINT_FORCE_BYTES:
             self._start_checkpoint()
-            return
-        delay = limits.CHECKPOINT_IDLE_S
-        self._checkpoint = loop.call_later(delay, self._start_checkpoint)
+        elif self._checkpoint is None and self._logged_bytes >= limits.CHECKPOINT_IDLE_BYTES:
+            self._checkpoint = loop.call_later(limits.CHECKPOINT_IDLE_S, self._check_idle, loop)
+
+    def _check_idle(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._checkpoint = None
+        due_s = self._last_commit_s + limits.CHECKPOINT_IDLE_S
+        if loop.time() >= due_s:
+            self._start_checkpoint()
+        else:
+            self._checkpoint = loop.call_at(due_s, self._check_idle, loop)
 
     def _start_checkpoint(self) -> None:
-        self._checkpoint = None
         if self._checkpointing is None or self._checkpointing.done():
             self._checkpointing = asyncio.create_task(self._run_checkpoint())
 

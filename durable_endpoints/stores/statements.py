@@ -20,6 +20,11 @@ ROW: Final = (
     " version, principal, idempotency_key, fingerprint, error"
 )
 _OPEN_RUN: Final = f"insert into runs (no, {ROW}) values ({', '.join('?' * 15)})"  # noqa: S608
+_FIRST: Final = (
+    "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
+    " values (?, ?, ?, ?, ?, ?, ?)"
+)
+_NONE: Final[frozenset[str]] = frozenset()
 _INSERT: Final = (
     "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
     " select (no << 20) + ?2, ?3, ?4, ?5, ?6, ?7, ?8 from runs"
@@ -56,18 +61,28 @@ def append(
     """Write a batch; return the runs that were fenced. See `Store.append`."""
 
     def work() -> frozenset[str]:
-        opened = [_opening_row(numbers[f.run_id], f.opening) for f in batch if f.opening]
-        if opened:
-            db.executemany(_OPEN_RUN, opened)
-        written = [f for f in batch if f.entries]
-        if written:
-            cursor = db.executemany(_INSERT, [_frame_row(f) for f in written])
-            if cursor.rowcount != len(written):
-                return _advance_singly(db, batch)
-        cursor = db.executemany(_ADVANCE, [_advance_row(f) for f in batch])
-        return frozenset() if cursor.rowcount == len(batch) else _fenced_of(db, batch)
+        first = [f for f in batch if f.opening is not None]
+        if first:  # nobody else can know these runs: there is nothing to compare
+            db.executemany(_OPEN_RUN, [_opening_row(numbers[f.run_id], f) for f in first])
+            db.executemany(_FIRST, [_first_row(numbers[f.run_id], f) for f in first])
+        return (
+            _go_on(db, [f for f in batch if f.opening is None])
+            if len(first) < len(batch)
+            else _NONE
+        )
 
     return transaction(db, work)
+
+
+def _go_on(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]:
+    """Write further frames of known runs."""
+    written = [f for f in batch if f.entries]
+    if written:
+        cursor = db.executemany(_INSERT, [_frame_row(f) for f in written])
+        if cursor.rowcount != len(written):
+            return _advance_singly(db, batch)
+    cursor = db.executemany(_ADVANCE, [_advance_row(f) for f in batch])
+    return _NONE if cursor.rowcount == len(batch) else _fenced_of(db, batch)
 
 
 def _advance_singly(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]:
@@ -86,11 +101,21 @@ def _fenced_of(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]
     )
 
 
-def _opening_row(number: int, run: RunRecord) -> tuple[Any, ...]:
+def _opening_row(number: int, frame: Frame) -> tuple[Any, ...]:
+    run = frame.opening
+    assert run is not None
+    assert frame.first_seq == 0
     return (
-        number, run.run_id, run.name, run.status, run.created_at_ms, run.updated_at_ms, run.epoch,
-        run.last_seq, run.events, run.attempts, run.version, run.principal,
-        run.idempotency_key, run.fingerprint, run.error,
+        number, run.run_id, run.name, frame.status, run.created_at_ms, frame.at_ms, frame.epoch,
+        frame.last_seq, frame.events, 0, run.version, run.principal,
+        run.idempotency_key, run.fingerprint, frame.error,
+    )  # fmt: skip
+
+
+def _first_row(number: int, frame: Frame) -> tuple[Any, ...]:
+    return (
+        number << SEQ_BITS, frame.entries, frame.first_offset, frame.events, frame.hash_in,
+        frame.epoch, frame.data,
     )  # fmt: skip
 
 
