@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bench.stats import number
+
 _WIDTH, _LABEL, _BAR, _GAP, _TITLE = 860, 190, 18, 8, 46
 _COLORS = {"bare": "#8a8f98", "durable": "#2f6fdb", "strict": "#7aa5ee"}
 _OTHER = "#c9883a"
@@ -83,7 +85,7 @@ def _draw(panel: Panel, y: float) -> tuple[list[str], float]:
             f'<rect x="{_LABEL}" y="{y}" width="{long:.1f}" height="{_BAR}" fill="{color}"/>',
             f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="#57606a" stroke-width="2"/>',
             f'<text class="n" x="{max(high, _LABEL + long) + 8:.1f}" y="{y + 14}">'
-            f"{spread['median']:,.4g} {panel.unit}</text>",
+            f"{number(spread['median'])} {panel.unit}</text>",
         ]
         y += _BAR + _GAP
     return parts, y + 14

@@ -16,7 +16,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick and options.readme:
         parser.error("--readme wants real results; leave out --quick")
-    # A quick look must not take the place of results that took half an hour.
+    # A quick look must not take the place of results that took their time.
     directory = overhead.WORK / "quick" if options.quick else overhead.RESULTS
     common = ["--quick"] if options.quick else []
     peers = ["--peers"] if options.peers else []

@@ -86,17 +86,29 @@ def fdatasync_us(directory: Path, rounds: int = 300) -> float:
     return round(statistics.median(taken), 1)
 
 
-class Steal:
-    """How much of the CPU time a hypervisor gave to others, between two looks."""
+class Quiet:
+    """Who else used the CPU between two looks: other machines of the host, other work here."""
 
     def __init__(self) -> None:
-        self._before = self._read()
+        self._before, self._own_before = self._read(), self._own()
 
     @staticmethod
     def _read() -> list[int]:
+        # user nice system idle iowait irq softirq steal, in ticks
         return [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
-    def percent(self) -> float:
-        """Return the stolen share since the object was made, in per cent of all CPU time."""
+    @staticmethod
+    def _own() -> float:
+        """Return the CPU seconds of this process and of the children that it has waited for."""
+        return sum(os.times()[:4])
+
+    def percent(self) -> tuple[float, float]:
+        """Return what a hypervisor took and what other processes used, in per cent of all time.
+
+        Exact only when all children have been waited for; grandchildren count as others.
+        """
         used = [b - a for a, b in zip(self._before, self._read(), strict=True)]
-        return round(100 * used[7] / max(1, sum(used)), 2)
+        everything = max(1, sum(used))
+        busy = everything - used[3] - used[4] - used[7]
+        others = busy - (self._own() - self._own_before) * os.sysconf("SC_CLK_TCK")
+        return round(100 * used[7] / everything, 2), round(100 * max(0.0, others) / everything, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,16 @@ def _one(
     directory = WORK / "run" / contender.key
     env = phases.slow_disk(shim, directory, slow_ms) if shim and slow_ms is not None else None
     if "steps" in workloads & contender.workloads:
-        found = phases.quiet(lambda: phases.steps(contender, directory, length, env))
+        found = phases.undisturbed(lambda: phases.steps(contender, directory, length, env))
         figures |= _named("steps", found)
     if "chat" in workloads & contender.workloads:
-        found = phases.quiet(lambda: phases.chat(contender, directory, length))
+        found = phases.undisturbed(lambda: phases.chat(contender, directory, length))
         figures |= _named("chat", found)
     return figures
 
 
 def _named(workload: str, figures: dict[str, Any]) -> dict[str, Any]:
-    both = ("read_back", "steal_pct")  # the same name in either workload
+    both = ("read_back", "steal_pct", "others_pct")  # the same name in either workload
     return {f"{workload}_{k}" if k in both else k: v for k, v in figures.items()}
 
 
@@ -86,6 +87,18 @@ def summarize(contenders: list[Contender], rounds: Rounds) -> dict[str, dict[str
         }
         summary[contender.key] = {k: v for k, v in figures.items() if v["value"] is not None}
     return summary
+
+
+def _others(rounds: Rounds) -> float:
+    """Return how much of the CPU other work had while our own contenders were measured."""
+    own = {c.key for c in OWN}
+    return statistics.median(
+        float(value)
+        for found in rounds
+        for key, figures in found.items()
+        for name, value in figures.items()
+        if key in own and name.endswith("others_pct")
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -142,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         rounds = run_rounds(contenders, count, length, workloads, progress)
         result |= {"rounds": rounds, "summary": summarize(contenders, rounds), "slow": {}}
+        result["machine"]["others_pct"] = _others(rounds)
         for delay in (float(ms) for ms in options.slow_fdatasync_ms.split(",") if ms):
             few = max(1, count // 2)
             slowable = [c for c in contenders if c.slowable]

@@ -10,21 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import chart
+from bench.stats import number
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE.parent / "README.md", HERE / "results"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 Row = list[str]
+_BUSY_PCT = 8.0
 _SIDE_BY_SIDE = 4  # contenders; more of them get a row each instead of a column
-
-
-def number(value: float) -> str:
-    """Return a figure with three digits that mean something."""
-    if value == int(value):
-        return f"{value:,.0f}"
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _cell(spread: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
@@ -90,8 +83,7 @@ def by_contender(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
     rows = []
     for key, contender in result["contenders"].items():
         figures = [
-            _median(result["summary"], key, figure, part, scale)
-            + (" %" if part == "of_bare" else "")
+            _median(result["summary"], key, figure, part, scale, " %" if part == "of_bare" else "")
             for _, figure, part, scale in wanted
         ]
         figures += [_median(s["summary"], key, "p50_us", "value", 1e-3) for s in slow.values()]
@@ -99,9 +91,11 @@ def by_contender(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-def _median(summary: dict[str, Any], key: str, figure: str, part: str, scale: float) -> str:
+def _median(
+    summary: dict[str, Any], key: str, figure: str, part: str, scale: float, unit: str = ""
+) -> str:
     spread = summary.get(key, {}).get(figure, {}).get(part)
-    return "-" if spread is None else number(spread["median"] * scale)
+    return "-" if spread is None else number(spread["median"] * scale) + unit
 
 
 def recovery_rows(result: dict[str, Any]) -> list[Row]:
@@ -168,6 +162,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     for row in rows:
         drawn.add_row(*row)
     console.print(drawn)
+    if busy(result):
+        console.print(busy(result), style="bold red")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -177,6 +173,14 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
+def busy(result: dict[str, Any]) -> str:
+    """Return a warning if other work ran on the machine meanwhile; else nothing."""
+    others = result["machine"].get("others_pct", 0.0)
+    if others < _BUSY_PCT:
+        return ""
+    return f"Other work used {others:.0f} % of the CPU meanwhile: these figures are worth little."
+
+
 def measured_on(result: dict[str, Any]) -> str:
     """Return one sentence on what the figures were measured on."""
     m = result["machine"]
@@ -184,7 +188,7 @@ def measured_on(result: dict[str, Any]) -> str:
         f"Measured {m['at'][:10]} at commit `{m['commit']}` on {m['cpus']} cores ({m['cpu']}, "
         f"Linux {m['kernel']}, {m['file_system']}, {m['fdatasync_us']:g} µs a 4 KiB fdatasync), "
         f"Python {m['python']}, SQLite {m['sqlite']}, uvicorn {m['versions']['uvicorn']} "
-        f"with uvloop, one worker."
+        f"with uvloop, one worker. {busy(result)}".rstrip()
     )
 
 

@@ -10,6 +10,15 @@ from typing import Any
 Spread = dict[str, float]
 
 
+def number(value: float) -> str:
+    """Return a figure with three digits that mean something."""
+    if value == int(value):
+        return f"{value:,.0f}"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def percentile(values: Sequence[float], q: float) -> float:
     """Return the q-quantile (0 to 1), nearest rank."""
     ranked = sorted(values)

@@ -148,7 +148,7 @@ async def job_response(request: Request) -> Response:
     if not state.values:
         task = held.jobs.get(thread)
         return Response(status_code=404 if task is None or task.done() else 202)
-    if state.next:
+    if state.next or len(state.values["results"]) < STEPS:
         return Response(status_code=202)
     return JSONResponse(work.answer(state.values["results"]))
 
