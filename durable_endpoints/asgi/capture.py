@@ -31,6 +31,7 @@ class ResponseCapture:
         self.ended = False
         self.secrets: tuple[tuple[bytes, bytes], ...] = ()
         self._splitter: Splitter | None = None
+        self._message: MutableMapping[str, Any] = {}
         self._completed: asyncio.Future[None] | None = None
         self._held: list[bytes] | None = None
         # Replay only needs the recorded end when the body had come to one.
@@ -73,6 +74,7 @@ class ResponseCapture:
             elif key == b"content-encoding" and text != "identity":
                 encoded = True
         self.secrets = tuple(secrets)
+        self._message = message
         if encoded:
             self._held = []
         elif content_type.startswith("text/event-stream"):
@@ -127,6 +129,17 @@ class ResponseCapture:
                 return
             await replay.exhausted()
         run.append_event(Kind.CHUNK, data)
+
+    def whole(self) -> tuple[MutableMapping[str, Any], bytes] | None:
+        """Return head and body of a complete response that is still in memory; None for SSE."""
+        run = self.run
+        if not self.ended or self._splitter is not None or run.rewinds:
+            return None
+        events = run.recent_from(0)
+        if not events or len(events) != run.offset:
+            return None
+        body = [event.payload for event in events if event.kind == Kind.CHUNK]
+        return self._message, body[0] if len(body) == 1 else b"".join(body)
 
     async def complete(self) -> None:
         """Wait until the app has sent its whole response."""

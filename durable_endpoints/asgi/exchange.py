@@ -13,7 +13,7 @@ from durable_endpoints.asgi.capture import ResponseCapture
 from durable_endpoints.asgi.ending import conclude
 from durable_endpoints.asgi.problems import Problem, overloaded
 from durable_endpoints.asgi.request import capture, fingerprint, header
-from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.asgi.tail import StreamAborted, Tail, own_headers
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
 from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
@@ -331,7 +331,8 @@ class Exchange:
             if raised is not None and not isinstance(raised, OSError) and not self._async_reply:
                 raise raised
         elif self._capture is not None and self._capture.began:
-            await self._follow(run)
+            if not await self._send_whole(run, self._capture):
+                await self._follow(run)
         elif run.fenced is not None:
             await Problem(503, "interrupted", run.fenced, [("retry-after", "1")]).answer(self._send)
         else:
@@ -341,6 +342,23 @@ class Exchange:
             elif error is None:
                 detail = run.record.error or "the app sent no response"
                 await Problem(500, "run-failed", detail).answer(self._send)
+
+    async def _send_whole(self, run: LiveRun, capture: ResponseCapture) -> bool:
+        """Send a response that is complete and in memory, once all of the run is durable."""
+        if run.fenced is not None or not capture.ended:
+            return False
+        await run.durable(run.terminal_seq)
+        whole = capture.whole()
+        if whole is None:
+            return False
+        head, body = whole
+        headers = [
+            *head.get("headers", ()),
+            *own_headers(run.id, self._host.prefix_of(self._origin)),
+        ]
+        await self._send({**head, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+        return True
 
     async def _follow(self, run: LiveRun) -> None:
         """Send the run's events to this request's client, until the end or until it is gone."""

@@ -39,6 +39,12 @@ class StreamAborted(DurableError):
     """The connection is cut so that its reader comes back: the run is not at its end here."""
 
 
+def own_headers(run_id: str, prefix: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say which run a response is, and where it goes on."""
+    link = f'<{prefix}/runs/{run_id}/stream>; rel="durable-stream"'
+    return (b"durable-run-id", run_id.encode()), (b"link", link.encode())
+
+
 def quiet_aborts(record: logging.LogRecord) -> bool:
     """Keep a server's log free of tracebacks for connections that are cut on purpose."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamAborted))
@@ -129,9 +135,8 @@ class Tail:
             headers = [(k, v) for k, v in headers if k not in _DROPPED]
             given = {name for name, _ in headers}
             headers += [(k, v) for k, v in _SSE_HEADERS if k not in given]
-        link = f'<{self._prefix}/runs/{self.run.id}/stream>; rel="durable-stream"'
         headers += self._secrets
-        headers += [(b"durable-run-id", self._run_id), (b"link", link.encode())]
+        headers += own_headers(self.run.id, self._prefix)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         self.began = True
         if self._sse and self._rewinds:

@@ -19,6 +19,7 @@ from durable_endpoints.limits import (
     REPLAY_STALL_S,
     RUN_BYTES_MAX,
     RUN_ENTRIES_MAX,
+    TURN_S_MAX,
 )
 from durable_endpoints.records import REPEATED_KINDS, TERMINAL_KINDS, Frame, Kind, RunRecord, Status
 from durable_endpoints.states import ENDED, move
@@ -297,6 +298,13 @@ class LiveRun:
         self._recent_bytes = size
 
     # --- waiting
+
+    def hogs(self, began_s: float, now_s: float) -> bool:
+        """Say whether the handler has kept the event loop too long, from a step's times."""
+        if now_s - began_s > TURN_S_MAX:
+            self.yielded_s = now_s  # the step has waited, so others had their turn
+            return False
+        return now_s - self.yielded_s > TURN_S_MAX
 
     async def give_way(self) -> None:
         """Let others go on: called when the handler has kept the event loop for a while."""

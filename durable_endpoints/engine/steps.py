@@ -18,7 +18,7 @@ from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.errors import ControlSignal, Diverged, StepFailed
 from durable_endpoints.journal import Recorded
-from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX, TURN_S_MAX
+from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX
 from durable_endpoints.records import Entry, Kind
 from durable_endpoints.redact import is_secret
 
@@ -139,7 +139,7 @@ async def run_step(
     seq = run.append(kind, key, data, check, took_us, recorded_args)
     if run.strict:
         await run.durable(seq)
-    elif now_s - run.yielded_s > TURN_S_MAX:
+    elif run.hogs(began_s, now_s):
         await run.give_way()
     if failure is not None:
         raise as_recorded(spec, failure)
