@@ -44,14 +44,13 @@ class ResponseCapture:
         """
         kind = message["type"]
         run = self.run
-        if run.log.full:
+        if run.log.full and kind != "http.response.start":
             await run.log.room()
-        now_s = run.log.clock.monotonic_s()
-        if now_s - run.yielded_s > TURN_S_MAX:
-            await run.give_way()
-        if kind == "http.response.start":
+        if kind == "http.response.start":  # apps rely on it that this does not wait
             self.start(message)
         elif kind == "http.response.body":
+            if run.log.clock.monotonic_s() - run.yielded_s > TURN_S_MAX:
+                await run.give_way()
             await self._body(message.get("body", b""), more=message.get("more_body", False))
         elif kind == "http.response.pathsend":
             await self._file(message["path"])

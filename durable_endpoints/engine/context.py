@@ -91,10 +91,20 @@ class StepDecorator:
         wrapped: F = _wrap(inspect.unwrap(function), replace(spec, **changes))
         return wrapped
 
+    @overload
     @staticmethod
     def run(
-        name: str, function: Callable[P, Awaitable[R] | R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Awaitable[R]:
+        name: str, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[R]: ...
+    @overload
+    @staticmethod
+    def run(
+        name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[R]: ...
+    @staticmethod
+    def run(
+        name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Awaitable[Any]:
         """Run any function as a step of this name; a plain one runs in a worker thread."""
         scope = _scope()
         call = _awaitable(function)

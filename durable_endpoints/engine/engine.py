@@ -13,7 +13,7 @@ from durable_endpoints.engine.log import Log, leave
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
-from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound
+from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound, StoreFailed
 from durable_endpoints.ids import RUN_ID, new_run_id
 from durable_endpoints.journal import Journal
 from durable_endpoints.limits import DRAIN_S, LIST_ROWS_MAX, RUNS_LIVE_MAX
@@ -86,9 +86,13 @@ class Engine:
     async def open(self) -> None:
         """Open the store and begin to take runs.
 
-        Raises: StoreRefused, whose message says what to do.
+        Raises: StoreRefused, whose message says what to do. Leaves after a failed write (I9).
         """
-        await self.store.open()
+        try:
+            await self.store.open()
+        except StoreFailed as error:
+            self._on_failure(str(error))
+            raise
         self._log = self._open_log(asyncio.get_running_loop())
         self.draining = self.leaving = False
         self._drained = None

@@ -63,25 +63,30 @@ class SQLiteStore:
         try:
             await self._open()
         except (OSError, sqlite3.Error) as error:
-            raise StoreRefused(
+            reason = (
                 f"{self.path} cannot be opened as a journal: {error}. Check that the file is a "
                 "database of durable-endpoints, that its directory can be written, and that the "
                 "disk is neither full nor failing; then start again."
-            ) from error
+            )
+            if self._writer is not None and isinstance(error, OSError | sqlite3.OperationalError):
+                # Closing would write and sync once more, after a sync that failed (I9).
+                self.failed = reason
+                raise StoreFailed(reason) from error
+            await self._abandon()
+            raise StoreRefused(reason) from error
+        except BaseException:
+            await self._abandon()
+            raise
 
     async def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self._owner.take, self._lock_wait_s)
-        try:
-            if not self._owner.was_clean:
-                await asyncio.to_thread(self._owner.make_durable)
-            self._writer = await self._connect(f"file:{_quoted(self.path)}?mode=rwc")
-            self._next_no = await self._writer.run(_prepare)
-            await asyncio.to_thread(_preallocate, self.path)
-            self._reader = await self._connect(f"file:{_quoted(self.path)}?mode=ro")
-        except BaseException:
-            await self._abandon()
-            raise
+        if not self._owner.was_clean:
+            await asyncio.to_thread(self._owner.make_durable)
+        self._writer = await self._connect(f"file:{_quoted(self.path)}?mode=rwc")
+        self._next_no = await self._writer.run(_prepare)
+        await asyncio.to_thread(_preallocate, self.path)
+        self._reader = await self._connect(f"file:{_quoted(self.path)}?mode=ro")
 
     async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
         """See `Store.append`."""
