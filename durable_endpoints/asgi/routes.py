@@ -21,7 +21,7 @@ from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import RunDeleted, StoreError
+from durable_endpoints.errors import Corrupt, RunDeleted, StoreError
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
 from durable_endpoints.records import Entry, RunRecord
 from durable_endpoints.states import ENDED, TRANSITIONS
@@ -152,6 +152,8 @@ class ControlRoutes:
         """
         host = self._host
         rewinds = host.wants_control(scope)
+        if run.damaged:
+            raise Corrupt(run.id)
         crowded = run.readers >= READERS_PER_RUN_MAX
         if (host.engine.draining or crowded) and wrapped:
             await _come_back(send)
@@ -179,6 +181,8 @@ class ControlRoutes:
         host = self._host
         _only_get(scope)
         run = await host.observe(scope, run_id)
+        if run.damaged:
+            raise Corrupt(run.id)
         full = await host.is_operator(scope)
         status = run.record.status
         if run.response_ended:

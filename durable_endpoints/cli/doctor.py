@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from durable_endpoints.clock import Clock, SystemClock
-from durable_endpoints.stores.ownership import _NETWORK, file_system
+from durable_endpoints.stores.ownership import NETWORK_FILE_SYSTEMS, file_system
 
 Grade = Literal["ok", "note", "warn", "fail"]
 
@@ -139,7 +139,7 @@ def _disk(directory: Path) -> Finding:
     kind = file_system(directory)
     if not kind:
         return Finding("note", "file system", "cannot be told on this system")
-    if kind in _NETWORK:
+    if kind in NETWORK_FILE_SYSTEMS:
         return Finding(
             "fail",
             "file system",

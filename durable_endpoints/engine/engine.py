@@ -214,7 +214,7 @@ class Engine:
                 restore(run, entries)
             except Corrupt as error:
                 run.error = str(error)
-                run.fenced = f"damaged: {error}"
+                run.fenced, run.damaged = f"damaged: {error}", True
             break
         known = self.runs.get(run_id) or self._idle.get(run_id)
         if known is not None:  # somebody was faster

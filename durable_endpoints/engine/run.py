@@ -46,9 +46,9 @@ class LiveRun:
     """One run that this process drives or observes."""
 
     __slots__ = (
-        "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq",
-        "_hash_in", "_opening", "_parked", "_parts", "_progress", "_recent_bytes", "_status",
-        "_waiters", "at_ms", "body_end_seq", "cancelling", "caught_up", "crc", "durable_offset",
+        "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq", "_hash_in", "_opening",
+        "_parked", "_parts", "_progress", "_recent_bytes", "_status", "_waiters", "at_ms",
+        "body_end_seq", "cancelling", "caught_up", "crc", "damaged", "durable_offset",
         "durable_seq", "early", "error", "fenced", "head", "log", "offset", "progress_after",
         "queued", "readers", "recent", "record", "replay", "rewind_aware", "rewinds", "seq",
         "strict", "task", "terminal_seq", "yielded_s",
@@ -70,6 +70,7 @@ class LiveRun:
         self.readers = 0
         self.task: asyncio.Task[object] | None = None
         self.replay: Replay | None = None
+        self.damaged = False  # its journal cannot be read
         self.fenced: str | None = None
         self.cancelling = False
         self.yielded_s = log.clock.monotonic_s()  # when its handler last let others go on

@@ -14,7 +14,7 @@ from durable_endpoints.errors import StoreRefused
 _CLEAN: Final = b"clean\n"
 _POLL_S: Final = 0.05
 # On these a lock or an fsync may not mean what it says (sqlite.org/faq.html#q5).
-_NETWORK: Final = frozenset(
+NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"}
 )
 
@@ -94,7 +94,7 @@ class Ownership:
 
     def _refuse_network(self) -> None:
         kind = file_system(self.database.parent)
-        if kind in _NETWORK:
+        if kind in NETWORK_FILE_SYSTEMS:
             raise StoreRefused(
                 f"{self.database} is on a network file system ({kind}), where locks and syncs "
                 "cannot be trusted. Put the database on a local disk, or use a PostgreSQL store."

@@ -54,6 +54,7 @@ class Reader:
         resend: bool = False, bare: bool = False, wait: Callable[[], Awaitable[None]] = pause,
     ) -> None:  # fmt: skip
         self.transcript = transcript
+        self.named = asyncio.Event()  # set once the run's id is known
         self._http = http
         self._opening = opening
         self._prefix = prefix
@@ -76,7 +77,9 @@ class Reader:
 
     def _call(self) -> tuple[str, str, bytes, dict[str, str]]:
         transcript = self.transcript
-        headers = {"durable-events": "1"} if transcript.control else {}
+        headers = {"accept-encoding": "identity"}
+        if transcript.control:
+            headers["durable-events"] = "1"
         if transcript.run_id is None or (self._resend and transcript.cursor is not None):
             opening = self._opening
             if opening is None:
@@ -104,18 +107,22 @@ class Reader:
             if run_id is not None and transcript.run_id not in (None, run_id):
                 transcript.blame("I7", f"was answered by run {run_id}")
                 return
+            if run_id is not None:
+                transcript.run_id = run_id
+                self.named.set()
             if response.status_code == 204:
                 transcript.whole = True
             elif response.status_code in _COME_BACK:
                 raise Lost
             elif response.status_code == 409 and await self._taken_back(response):
                 transcript.begin_anew()
+            elif run_id is not None and not path.startswith(self._prefix + "/"):
+                await self._read(response)  # the handler's own answer, whatever its status
             elif response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")[:500]
                 transcript.blame(_broken_by(response.status_code), f"{method} {path}: "
                                  f"{response.status_code} {text}")  # fmt: skip
             else:
-                transcript.run_id = transcript.run_id or run_id
                 await self._read(response)
 
     async def _taken_back(self, response: httpx.Response) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
-from example_processes import Process, Serve, messages, until
+from example_processes import EXAMPLES, Process, Serve, messages, until
 
 from durable_endpoints.cli.commands import cli
 
@@ -132,6 +136,67 @@ def test_doctor_measures_a_live_stream_only(server: Process) -> None:
     assert "first byte after" in busy.output
     assert "live events" in busy.output
     assert "held back" not in busy.output
+
+
+@contextmanager
+def holding_proxy(server: Process, hold_s: float) -> Iterator[str]:
+    """A proxy that passes answers on `hold_s` after their first byte came, as some do."""
+    port = urlsplit(server.url).port
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+
+        async def requests() -> None:
+            while data := await reader.read(65536):
+                to_server.write(data)
+
+        async def answers() -> None:
+            while data := await from_server.read(65536):
+                await asyncio.sleep(hold_s)
+                writer.write(data)
+
+        both = [asyncio.create_task(requests()), asyncio.create_task(answers())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both)
+            writer.close()
+            to_server.close()
+
+    started: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def main() -> None:
+        proxy, done = await asyncio.start_server(serve, "127.0.0.1", 0), asyncio.Event()
+        address = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        started.put((address, asyncio.get_running_loop(), done))
+        await done.wait()
+        proxy.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    address, loop, done = started.get()
+    try:
+        yield address
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join()
+
+
+def test_doctor_sees_a_proxy_that_holds_a_stream_back(serve: Serve) -> None:
+    server = serve(
+        "wrapped:app", "--drain", "0", folder=EXAMPLES / "unchanged_app", REPORT_DELAY_S="0.1"
+    )
+    with messages(f"{server.url}/report?days=20") as (response, stream):
+        next(stream)
+        run_id = response.headers["durable-run-id"]
+        with holding_proxy(server, 1.0) as url:
+            command = ["doctor", "--url", url, "--run", run_id]
+            seen = CliRunner().invoke(cli, command)
+    assert "! stream" in seen.output
+    assert "held back on the way" in seen.output
+    assert "proxy_buffering off" in seen.output
 
 
 def test_another_server_is_told_from_ours(server: Process, model: Process) -> None:

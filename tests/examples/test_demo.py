@@ -58,8 +58,9 @@ def crash(demo: Process) -> None:
     """Press the button: the server dies before it can answer, and a new one comes."""
     pid = status(demo)["pid"]
     with pytest.raises(httpx.TransportError):
-        httpx.post(f"{demo.url}/crash", timeout=30)
+        httpx.post(f"{demo.url}/crash?pid={pid}", timeout=30)
     assert status(demo)["pid"] != pid  # asked at once: the question waits in the socket's queue
+    assert httpx.post(f"{demo.url}/crash?pid={pid}").status_code == 409  # as a browser might
 
 
 def ask_and_crash(demo: Process, crashes: int) -> str:
@@ -91,7 +92,8 @@ def test_the_sentence_survives_two_crashes(demo: Process) -> None:
 
 
 def test_the_button_is_for_its_own_page_only(demo: Process) -> None:
-    answer = httpx.post(f"{demo.url}/crash", headers={"Sec-Fetch-Site": "cross-site"})
+    url = f"{demo.url}/crash?pid={status(demo)['pid']}"
+    answer = httpx.post(url, headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403
     assert status(demo)["up_s"] > 0
 

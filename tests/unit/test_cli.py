@@ -16,7 +16,7 @@ from rich.console import Console
 
 from durable_endpoints.cli import buffering, doctor, render, timeline
 from durable_endpoints.cli.commands import cli
-from durable_endpoints.cli.follow import readable
+from durable_endpoints.cli.follow import Printer, readable
 from durable_endpoints.client import Event
 
 RUN = "01934f6e-7c1a-7000-8000-00000000002a"
@@ -131,6 +131,14 @@ def test_durations_are_short(ms: float, said: str) -> None:
 )
 def test_tokens_are_told_from_data(data: str, name: str, said: str | None) -> None:
     assert readable(Event(data, name, "", 1)) == said
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stream: Any = None  # asked for at a rewind only
+    Printer(raw=False).item(Event("\x1b[2Jhello\n", "message", "", 1), stream)
+    assert capsys.readouterr().out == "\ufffd[2Jhello\n"
 
 
 def test_attach_help_and_every_command_has_one() -> None:

@@ -1,0 +1,293 @@
+"""`python -m durable_endpoints.testing.verify URL --path /chat`: judges an endpoint from outside.
+
+Readers attach to runs, drop their connections and resume at random, and keep their transcripts.
+In the end every transcript is compared with the run's log, read anew from its start: I1 and I5
+(a transcript is the beginning of the log), I2 as it shows (the same key gives the same run and
+the same bytes), I4 (dense offsets, the same for everybody), I7 (an id that was told resolves, a
+key makes one run), I8 (nothing lost before something kept), I15 (one end).
+
+With `--kill-pid-file` the process whose id is in that file is killed with SIGKILL at random
+moments. Whoever supervises it has to start it again and to write the new id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import secrets
+import signal
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TextIO
+
+import httpx
+
+from durable_endpoints.testing.reader import Reader, Request, pause
+from durable_endpoints.testing.transcript import Transcript, Violation, compare
+
+EXIT_VIOLATED: Final = 1
+EXIT_UNREACHED: Final = 2
+_STANDSTILL: Final = frozenset({"completed", "failed", "cancelled", "dead", "diverged"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do. Times are in seconds; `cut` is the chance of leaving after each event."""
+
+    url: str
+    opening: Request
+    prefix: str = "/_durable"
+    runs: int = 20
+    clients: int = 8  # runs at a time
+    readers: int = 3  # of each run, the one that begins it included
+    cut: float = 0.1
+    timeout_s: float = 120.0
+    seed: int = 0
+    kill_pid_file: Path | None = None
+    kill_every_s: float = 3.0
+
+
+@dataclass
+class Findings:
+    """What came of it."""
+
+    seed: int
+    runs: int = 0
+    transcripts: int = 0
+    events: int = 0
+    connections: int = 0
+    restarts: int = 0
+    kills: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+    unreached: str | None = None  # why nothing can be said
+
+    @property
+    def code(self) -> int:
+        """Exit code: 0 nothing found, 1 violations, 2 no runs to look at."""
+        if self.violations:
+            return EXIT_VIOLATED
+        return EXIT_UNREACHED if self.unreached or not self.runs else 0
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: {self.runs} runs {dict(self.statuses)}, {self.kills} kills",
+            f"{self.transcripts} transcripts, {self.events} events over {self.connections} "
+            f"connections, {self.restarts} told to begin anew",
+        ]
+        if self.unreached:
+            lines.append(f"could not verify: {self.unreached}")
+        elif not self.violations:
+            lines.append("no violation of I1, I2, I4, I5, I7, I8, I15 as far as they show outside")
+        lines += [f"VIOLATION {violation}" for violation in self.violations]
+        return "\n".join(lines)
+
+
+class Verifier:
+    """Carries out a plan."""
+
+    def __init__(self, plan: Plan, show: TextIO | None = None) -> None:
+        self.findings = Findings(plan.seed)
+        self._plan = plan
+        self._show = show
+        self._chance = random.Random(f"verify/{plan.seed}")  # noqa: S311 - a seed replays it
+        self._begun = 0
+
+    async def verify(self) -> Findings:
+        """Begin the runs, follow them, judge them."""
+        plan = self._plan
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        timeout = httpx.Timeout(60, connect=10)
+        async with httpx.AsyncClient(base_url=plan.url, limits=limits, timeout=timeout) as http:
+            if not await self._is_durable(http):
+                return self.findings
+            killing = asyncio.create_task(self._kill())
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(plan.clients, plan.runs)):
+                        group.create_task(self._client(http))
+            finally:
+                killing.cancel()
+                await asyncio.gather(killing, return_exceptions=True)
+        return self.findings
+
+    async def _is_durable(self, http: httpx.AsyncClient) -> bool:
+        """Say whether the endpoint answers at all, and as a durable one."""
+        opening = self._plan.opening
+        try:
+            async with http.stream(
+                opening.method, opening.path, content=opening.body, headers=opening.headers
+            ) as response:
+                if "durable-run-id" not in response.headers:
+                    self.findings.unreached = (
+                        f"{opening.method} {opening.path} answered {response.status_code} without "
+                        "a Durable-Run-Id: is the route durable, and the request right?"
+                    )
+        except httpx.TransportError as error:
+            self.findings.unreached = f"{self._plan.url} does not answer: {error!r}"
+        return self.findings.unreached is None
+
+    async def _kill(self) -> None:
+        plan = self._plan
+        while plan.kill_pid_file is not None:
+            await asyncio.sleep(plan.kill_every_s * self._chance.uniform(0.2, 1.8))
+            try:
+                os.kill(int(plan.kill_pid_file.read_text()), signal.SIGKILL)
+                self.findings.kills += 1
+            except (ProcessLookupError, ValueError, FileNotFoundError):
+                continue  # between two lives
+
+    async def _client(self, http: httpx.AsyncClient) -> None:
+        while self._begun < self._plan.runs:
+            number = self._begun
+            self._begun += 1
+            chance = random.Random(f"{self._plan.seed}/{number}")  # noqa: S311
+            try:
+                async with asyncio.timeout(self._plan.timeout_s):
+                    await self._one_run(http, chance)
+            except TimeoutError:
+                detail = f"run {number} did not end in {self._plan.timeout_s:g} s"
+                self.findings.violations.append(Violation("I16", "?", detail))
+            if self._show is not None:
+                found = self.findings
+                self._show.write(
+                    f"{found.runs}/{self._plan.runs} runs, {found.events} events, "
+                    f"{found.kills} kills, {len(found.violations)} violations\n"
+                )
+                self._show.flush()
+
+    async def _one_run(self, http: httpx.AsyncClient, chance: random.Random) -> None:
+        """Begin a run with several readers, and compare what they saw."""
+        plan = self._plan
+        key = f"verify-{plan.seed}-{secrets.token_hex(8)}"
+        opening = Request(
+            plan.opening.method, plan.opening.path, plan.opening.body,
+            {**plan.opening.headers, "idempotency-key": key},
+        )  # fmt: skip
+        control = chance.random() < 0.5
+        first = Transcript("the first reader", control)
+        transcripts = [first]
+        beginning = Reader(
+            http, first, chance=chance, opening=opening, prefix=plan.prefix, cut=plan.cut,
+            resend=chance.random() < 0.3,
+        )  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(beginning.follow())
+            named = group.create_task(beginning.named.wait())
+            await asyncio.wait([following, named], return_when=asyncio.FIRST_COMPLETED)
+            named.cancel()
+            for number in range(2, plan.readers + 1 if first.run_id else 0):
+                other = Transcript(f"reader {number}", chance.random() < 0.5, first.run_id)
+                transcripts.append(other)
+                reader = Reader(
+                    http, other, chance=chance, prefix=plan.prefix, cut=plan.cut,
+                    bare=chance.random() < 0.3,
+                )  # fmt: skip
+                group.create_task(reader.follow())
+        await self._judge(http, opening, transcripts, chance)
+
+    async def _judge(
+        self, http: httpx.AsyncClient, opening: Request, transcripts: list[Transcript],
+        chance: random.Random,
+    ) -> None:  # fmt: skip
+        found, run_id = self.findings, transcripts[0].run_id
+        for transcript in transcripts:
+            found.transcripts += 1
+            found.events += len(transcript.seen)
+            found.connections += transcript.connections
+            found.restarts += transcript.restarts
+            found.violations += transcript.violations
+        if run_id is None:
+            return
+        status = await self._end(http, run_id)
+        found.runs += 1
+        found.statuses[status] += 1
+        if status not in _STANDSTILL - {"diverged"}:
+            found.violations.append(Violation("I16", run_id, f"the run is {status}"))
+            return
+        log = Transcript("the log", True, run_id)
+        plain = Transcript("the log without rewinds", False, run_id)
+        again = Transcript("the same request again", transcripts[0].control)
+        same = opening if transcripts[0].control else None
+        for transcript, begin in ((log, None), (plain, None), (again, same or opening)):
+            await Reader(
+                http, transcript, chance=chance, opening=begin, prefix=self._plan.prefix
+            ).follow()
+            found.violations += transcript.violations
+        if again.run_id != run_id:
+            detail = f"its key, sent again, made run {again.run_id}"
+            found.violations.append(Violation("I7", run_id, detail))
+            return
+        for transcript in (*transcripts, plain, again):
+            found.violations += compare(transcript, log)
+
+    async def _end(self, http: httpx.AsyncClient, run_id: str) -> str:
+        """Wait until nothing more will come of a run; return its status."""
+        while True:
+            try:
+                answer = await http.get(f"{self._plan.prefix}/runs/{run_id}")
+            except httpx.TransportError:
+                await pause()
+                continue
+            if answer.status_code == 200:
+                status = str(answer.json()["status"])
+                if status in _STANDSTILL:
+                    return status
+            elif answer.status_code < 500:
+                return f"unknown ({answer.status_code})"
+            await pause()
+
+
+def _plan(arguments: list[str] | None) -> tuple[Plan, bool]:
+    parser = argparse.ArgumentParser(
+        prog="python -m durable_endpoints.testing.verify",
+        description="Judge a durable endpoint from outside. Exit code 0: no violation; 1: "
+        "violations; 2: nothing could be verified.",
+    )
+    parser.add_argument("url", help="where the server is, as http://127.0.0.1:8000")
+    parser.add_argument("--path", required=True, help="path and query of the durable endpoint")
+    parser.add_argument("--method", default="POST")
+    parser.add_argument("--body", default="", help="the request's body, or @FILE")
+    parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
+    parser.add_argument("--prefix", default="/_durable", help="where the control routes are")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--clients", type=int, default=8, help="runs at a time")
+    parser.add_argument("--readers", type=int, default=3, help="readers of each run")
+    parser.add_argument("--cut", type=float, default=0.1, help="chance to leave after an event")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one run")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument("--kill-pid-file", type=Path, help="kill the process that it names")
+    parser.add_argument("--kill-every", type=float, default=3.0, help="seconds between kills")
+    parser.add_argument("--quiet", action="store_true", help="print the findings only")
+    given = parser.parse_args(arguments)
+    headers = dict(_header(text) for text in given.header)
+    body = Path(given.body[1:]).read_bytes() if given.body[:1] == "@" else given.body.encode()
+    if body[:1] in (b"{", b"["):
+        headers.setdefault("content-type", "application/json")
+    plan = Plan(
+        given.url, Request(given.method, given.path, body, headers), given.prefix, given.runs,
+        given.clients, given.readers, given.cut, given.timeout, given.seed, given.kill_pid_file,
+        given.kill_every,
+    )  # fmt: skip
+    return plan, given.quiet
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, _, value = text.partition(":")
+    return name.strip().lower(), value.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Verify, print the findings, return the exit code."""
+    plan, quiet = _plan(arguments)
+    findings = asyncio.run(Verifier(plan, None if quiet else sys.stderr).verify())
+    sys.stdout.write(f"{findings}\n")
+    return findings.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
