@@ -143,6 +143,7 @@ class Recovery:
             run.park("diverged", f"nothing here drives runs of kind {meta['kind']!r}")
             return
         run.rewind_aware = bool(meta.get("rewinds"))
+        run.progress_after = len(entries) + 1  # what recovery itself appends is no progress
         journal = Journal(interrupt(run, entries))
         run.progress_after = journal.voided
         if run.cancelling:  # while its journal was being read

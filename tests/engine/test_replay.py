@@ -437,3 +437,32 @@ def test_i17_a_run_that_makes_no_progress_dies_and_its_neighbour_does_not(
             await ended.result()
 
     play(scenario)
+
+
+@step(on_interrupt="restart")
+async def poisoned() -> AsyncIterator[int]:
+    for number in range(100):
+        if number == 3:
+            await at_gate(f"poison{len(gates)}")
+        yield number
+
+
+@durable
+async def streams_poison() -> None:
+    async for number in poisoned():
+        emit(str(number))
+
+
+def test_i17_the_same_items_again_are_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durable_endpoints.engine.recovery.RECOVERY_BACKOFF_S", (0.0,))
+
+    async def scenario(one: World) -> None:
+        run = await one.start(streams_poison)
+        for number in range(6):
+            await until(lambda n=number: f"poison{n}" in gates)  # type: ignore[misc]
+            await one.engine.log.flush()
+            await one.crash()
+            await one.boot()
+        assert (await one.ended(run.id)).status == "dead"
+
+    play(scenario)
