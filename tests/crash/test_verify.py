@@ -1,0 +1,80 @@
+"""The verifier, used as its own program: on a good server, on a killed one, on a wrong address."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from durable_endpoints.testing.verify import EXIT_UNREACHED
+from tests.crash.process import CrashServer
+from tests.support.server import ROOT, free_port
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
+
+
+def verify(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "durable_endpoints.testing.verify", url, *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=150, cwd=ROOT
+    )
+
+
+@contextmanager
+def supervised(server: CrashServer, pid_file: Path) -> Iterator[None]:
+    """Start the server again whenever it ends."""
+    ending = threading.Event()
+
+    def supervise() -> None:
+        while not ending.is_set():
+            server.wait(timeout=120)
+            if not ending.is_set():
+                server.start()
+                pid_file.write_text(str(server.pid))
+
+    server.start()
+    pid_file.write_text(str(server.pid))
+    supervisor = threading.Thread(target=supervise)
+    supervisor.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        server.kill()
+        supervisor.join()
+
+
+@pytest.mark.parametrize("path", ["/sse?ms=5", "/json?ms=5", "/tokens/resume?ms=5", "/text?n=5"])
+def test_a_good_server(path: str, tmp_path: Path) -> None:
+    with CrashServer(tmp_path) as server:
+        done = verify(server.url, "--path", path, "--runs", "8", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 runs {'completed': 8}, 0 kills" in done.stdout
+    assert "no violation" in done.stdout
+    assert "8/8 runs" in done.stderr
+
+
+def test_a_server_that_is_killed_meanwhile(tmp_path: Path) -> None:
+    server, pid_file = CrashServer(tmp_path), tmp_path / "pid"
+    with supervised(server, pid_file):
+        done = verify(
+            server.url, "--path", "/tokens/restart?n=40&ms=20", "--runs", "24", "--seed", "2",
+            "--kill-pid-file", str(pid_file), "--kill-every", "1",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 kills" not in done.stdout
+
+
+def test_nothing_to_verify(tmp_path: Path) -> None:
+    nobody = verify(f"http://127.0.0.1:{free_port()}", "--path", "/sse")
+    assert nobody.returncode == EXIT_UNREACHED
+    assert "does not answer" in nobody.stdout
+    with CrashServer(tmp_path) as server:
+        plain = verify(server.url, "--path", "/docs", "--method", "GET")
+    assert plain.returncode == EXIT_UNREACHED
+    assert "without a Durable-Run-Id" in plain.stdout

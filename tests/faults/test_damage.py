@@ -1,0 +1,157 @@
+"""Flipped bits: the damaged run is set aside, loudly, and nobody gets wrong bytes (I20)."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+
+from durable_endpoints import Engine, SQLiteStore, StoreRefused
+from tests.crash.process import CrashServer
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
+FLIPS = 60
+PATHS = ("/json?n=5&ms=1", "/sse?n=5&ms=1", "/tokens/resume?n=5&ms=1", "/values?n=8&ms=1")
+PAGE = 4096
+NOTICED = {"500 run-damaged", "500 run-dead", "503 store-unavailable"}
+
+
+@dataclass
+class Base:
+    """A store as a kill left it, and what its runs had answered."""
+
+    directory: Path
+    bodies: dict[str, bytes]
+    interrupted: set[str]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    directory = tmp_path_factory.mktemp("base")
+    server = CrashServer(directory)
+    server.start()
+    bodies = {}
+    for path in PATHS * 6:
+        run_id = httpx.post(server.url + path).headers["durable-run-id"]
+        bodies[run_id] = httpx.get(f"{server.url}/_durable/runs/{run_id}/response").content
+    server.terminate()  # in good order: the log is folded into the database
+    server.start()
+    interrupted: set[str] = set()
+    threads = [threading.Thread(target=_interrupted, args=(server.url + path, interrupted))
+               for path in ("/json?ms=100", "/sse?ms=100", "/tokens/resume?ms=100")]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(interrupted) < len(threads):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.kill()
+    for thread in threads:
+        thread.join()
+    return Base(directory, bodies, interrupted)
+
+
+def _interrupted(url: str, found: set[str]) -> None:
+    headers = {"prefer": "respond-async"}
+    found.add(httpx.post(url, headers=headers).headers["durable-run-id"])
+
+
+@pytest.fixture(scope="module")
+def crashy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The crash app in this process; it counts executions where it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("counts"))
+        yield importlib.import_module("tests.apps.crashy")
+
+
+async def _look(crashy: ModuleType, database: Path, base: Base) -> Counter[str]:
+    """Open a damaged store, ask for everything, and say what came."""
+    left: list[str] = []
+    store = SQLiteStore(database, lock_wait_s=1)
+    engine = Engine(store, on_failure=left.append)
+    app = crashy.build(engine=engine)
+    came: Counter[str] = Counter()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    try:
+        await engine.open()
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            for run_id in [*base.bodies, *base.interrupted]:
+                if left:
+                    break  # the process would be gone
+                for kind in ("response", "stream", "journal"):
+                    came[await _ask(http, run_id, kind, base, left)] += 1
+            if not left:
+                answer = await http.post("/json?n=2&ms=0")
+                came[f"new {answer.status_code}"] += 1
+    except StoreRefused:
+        came["refused"] += 1
+    finally:
+        if engine.is_open:
+            await engine.close()
+    if left:
+        came["left"] += 1
+    return came
+
+
+async def _ask(http: httpx.AsyncClient, run_id: str, kind: str, base: Base, left: list[str]) -> str:
+    deadline = asyncio.get_running_loop().time() + 20
+    path = f"/_durable/runs/{run_id}"
+    while kind != "journal" and run_id in base.interrupted:
+        status = (await http.get(path)).json().get("status")
+        if status != "running" or left:
+            break
+        assert asyncio.get_running_loop().time() < deadline, f"{run_id} does not end"
+        await asyncio.sleep(0.02)
+    answer = await http.get(f"{path}/{kind}")
+    if answer.status_code == 200:
+        known = base.bodies.get(run_id)
+        right = known is None or kind != "response" or answer.content == known
+        return "200" if right else "200 with wrong bytes"
+    if answer.headers.get("content-type") != "application/problem+json":
+        return f"{answer.status_code} without a problem"
+    return f"{answer.status_code} {answer.json()['type'].rpartition('/')[2]}"
+
+
+@pytest.mark.parametrize("place", ["anywhere", "page heads"])
+def test_flipped_bits(
+    place: str, base: Base, crashy: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    total: Counter[str] = Counter()
+    asked = 3 * (len(base.bodies) + len(base.interrupted))
+    for seed in range(FLIPS):
+        work = tmp_path / str(seed)
+        shutil.copytree(base.directory, work)
+        _flip(work / "durable.db", random.Random(seed), place)
+        came = asyncio.run(_look(crashy, work / "durable.db", base))
+        total += came
+        shutil.rmtree(work)
+        if came["refused"] or came["left"]:
+            continue
+        strange = {key for key in came if key not in NOTICED and key not in {"200", "new 200"}}
+        assert not strange, f"seed {seed}: {dict(came)}"
+        # One page holds the journals of several short runs, never those of most.
+        assert came["200"] >= asked * 2 // 3, f"seed {seed}: {dict(came)}"
+    with capfd.disabled():
+        print(f"\n{FLIPS} flips {place}: {dict(total)}")
+    assert total["200"] > asked * FLIPS // 2
+
+
+def _flip(file: Path, chance: random.Random, place: str) -> None:
+    data = bytearray(file.read_bytes())
+    at = chance.randrange(len(data))
+    if place == "page heads":
+        at -= at % PAGE
+        at += chance.randrange(100 if at == 0 else 40)
+    data[at] ^= 1 << chance.randrange(8)
+    file.write_bytes(data)
