@@ -30,11 +30,16 @@ def dump(error: BaseException) -> bytes:
     return orjson.dumps(
         {
             "type": f"{kind.__module__}:{kind.__qualname__}",
-            "message": str(error)[:_MESSAGE_CHARS_MAX],
+            "message": plain(str(error))[:_MESSAGE_CHARS_MAX],
             "args": args if _is_small_json(args) else None,
             "fields": fields,
         }
     )
+
+
+def plain(text: str) -> str:
+    """Return a text that UTF-8 can hold: lone surrogates, which models do emit, become `?`."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def load(step: str, data: bytes) -> Exception:

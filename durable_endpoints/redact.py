@@ -7,9 +7,20 @@ from functools import lru_cache
 from typing import Final
 
 _SECRET: Final = re.compile(
-    r"^(proxy-)?authorization$|^(set-)?cookie$|token|secret|api[-_]?key|passw(or)?d|credential",
+    r"^(proxy-)?authorization$|^(set-)?cookie$|token(?!s)|secret|api[-_]?key|passw(or)?d|credential",
     re.IGNORECASE,
 )
+
+
+_SECRET_KEY: Final = re.compile(
+    rb'"[^"]*(?:authorization|cookie|token(?!s)|secret|api[-_]?key|passw|credential)[^"]*" *:',
+    re.IGNORECASE,
+)
+
+
+def names_secret(data: bytes) -> bool:
+    """Say whether an object in this JSON has a key that holds a secret."""
+    return b":" in data and _SECRET_KEY.search(data) is not None
 
 
 @lru_cache(maxsize=1024)

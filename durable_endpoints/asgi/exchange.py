@@ -250,6 +250,9 @@ class Exchange:
 
     async def _whole_body(self) -> bytes:
         """Return the whole request body, reading what the app has not read yet."""
+        announced = header(self._scope, b"content-length")
+        if announced is not None and announced.isdecimal():
+            self._size = max(self._size, int(announced) if int(announced) > BODY_BYTES_MAX else 0)
         while self._incomplete():
             async with self._reading:  # a listener for the disconnect may be reading too
                 if not self._incomplete():

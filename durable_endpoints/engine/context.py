@@ -27,6 +27,7 @@ from durable_endpoints.errors import NotDurable, PayloadTooLarge
 from durable_endpoints.ids import new_uuid7
 from durable_endpoints.limits import EVENT_BYTES_MAX
 from durable_endpoints.records import Kind
+from durable_endpoints.redact import is_secret
 
 # As WHATWG HTML, section 9.2.6, has it: not what `str.splitlines` takes for one.
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
@@ -110,7 +111,8 @@ class StepDecorator:
         call = _awaitable(function)
         if scope is None:
             return call(*args, **kwargs)
-        spec = StepSpec(name, Codec(f"step {name}"))
+        secret = _takes_secrets(function)
+        spec = StepSpec(name, Codec(f"step {name}"), secret=secret)
         return run_step(scope, scope.next_call(), spec, call, args, kwargs)
 
     @staticmethod
@@ -121,7 +123,8 @@ class StepDecorator:
         scope = _scope()
         if scope is None:
             return function(*args, **kwargs)
-        spec = StepSpec(name, Codec(f"step {name}"))
+        secret = _takes_secrets(function)
+        spec = StepSpec(name, Codec(f"step {name}"), secret=secret)
         return run_stream(scope, scope.next_call(), spec, function, args, kwargs)
 
 
@@ -140,7 +143,14 @@ def _spec(
     if on_interrupt != "auto" and not items:
         raise TypeError(f"step {called}: on_interrupt= is for async generators")
     codec = codec_of(f"step {called}", function, items=items)
-    return StepSpec(called, codec, timeout, on_interrupt)
+    return StepSpec(called, codec, timeout, on_interrupt, _takes_secrets(function))
+
+
+def _takes_secrets(function: Callable[..., Any]) -> bool:
+    try:
+        return any(map(is_secret, inspect.signature(function).parameters))
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
 
 
 def _wrap(function: Callable[..., Any], spec: StepSpec) -> Any:

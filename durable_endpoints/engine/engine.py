@@ -14,6 +14,7 @@ from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
 from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound, StoreFailed
+from durable_endpoints.failures import plain
 from durable_endpoints.ids import RUN_ID, new_run_id
 from durable_endpoints.journal import Journal
 from durable_endpoints.limits import DRAIN_S, LIST_ROWS_MAX, RUNS_LIVE_MAX
@@ -110,7 +111,7 @@ class Engine:
         self.check_room()
         now_ms = self.clock.now_ms()
         record = RunRecord(
-            new_run_id(now_ms), name, "running", now_ms, now_ms, 1, -1, 0, 0, version,
+            new_run_id(now_ms), plain(name), "running", now_ms, now_ms, 1, -1, 0, 0, version,
             principal, key, fingerprint,
         )  # fmt: skip
         run = LiveRun(self.log, record, opening=True)

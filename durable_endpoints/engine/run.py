@@ -13,6 +13,7 @@ import orjson
 
 from durable_endpoints.engine.replay import Replay
 from durable_endpoints.errors import Diverged, Fenced
+from durable_endpoints.failures import plain
 from durable_endpoints.frames import pack, pack_entry
 from durable_endpoints.limits import (
     RECENT_BYTES_MAX,
@@ -200,7 +201,7 @@ class LiveRun:
         """Append the one terminal entry (I15)."""
         assert kind in TERMINAL_KINDS
         self._status = move(self._status, status)
-        self.error = error
+        self.error = error and plain(error)
         seq = self.append(kind, b"", payload)
         self.terminal_seq = seq
         return seq
@@ -236,7 +237,7 @@ class LiveRun:
     def park(self, status: Status, error: str) -> None:
         """Set a status without an entry: the journal stays as it is (I11, I17)."""
         self._status = move(self._status, status)
-        self.error = error
+        self.error = plain(error)
         self._parked = True
         self.log.appended(self, 0)
 

@@ -20,7 +20,7 @@ from durable_endpoints.errors import ControlSignal, Diverged, StepFailed
 from durable_endpoints.journal import Recorded
 from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX
 from durable_endpoints.records import Entry, Kind
-from durable_endpoints.redact import is_secret
+from durable_endpoints.redact import names_secret
 
 T = TypeVar("T")
 
@@ -39,6 +39,7 @@ class StepSpec:
     codec: Codec
     timeout_s: float | None = None
     on_interrupt: str = "auto"
+    secret: bool = False  # a parameter holds a secret: its arguments are not stored
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= NAME_CHARS_MAX:
@@ -49,8 +50,13 @@ class StepSpec:
             )
 
 
-def hash_args(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return the hash of the arguments and their JSON, shortened; (0, b"") if they have none."""
+def hash_args(
+    spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, bytes]:
+    """Return the hash of the arguments, and their JSON unless it is long or holds secrets (I19).
+
+    (0, b"") if they have no JSON form.
+    """
     if not args and not kwargs:
         return 0, b""
     try:
@@ -58,9 +64,9 @@ def hash_args(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, by
     except (TypeError, RecursionError):
         return 0, b""
     check = crc32(data)
-    if kwargs and any(map(is_secret, kwargs)):
+    if spec.secret or len(data) > ARGS_BYTES_MAX or names_secret(data):
         return check, b""
-    return check, data if len(data) <= ARGS_BYTES_MAX else b""
+    return check, data
 
 
 def claim(run: LiveRun, ident: str, name: str, check: int) -> Recorded | None:
@@ -104,7 +110,7 @@ async def run_step(
 ) -> Any:
     """Run a coroutine function as the step `ident`, or return what is recorded of it."""
     run = scope.run
-    check, recorded_args = hash_args(args, kwargs)
+    check, recorded_args = hash_args(spec, args, kwargs)
     if run.replay is not None:
         entry = await _recorded(scope, ident, spec.name, check)
         if entry is not None:
@@ -194,7 +200,7 @@ def run_sync_step(
 ) -> Any:
     """Run a plain function as a step, on the event loop's thread or on another one."""
     run = scope.run
-    check, recorded_args = hash_args(args, kwargs)
+    check, recorded_args = hash_args(spec, args, kwargs)
     entry = on_loop(run, _recorded_now, scope, ident, spec.name, check)
     if entry is not None:
         return outcome(spec, entry)

@@ -31,7 +31,7 @@ async def run_stream(
 ) -> AsyncGenerator[Any, None]:
     """Yield a stream step's items: the recorded ones first, then new ones."""
     run = scope.run
-    check, recorded_args = hash_args(args, kwargs)
+    check, recorded_args = hash_args(spec, args, kwargs)
     key = f"{ident} {spec.name}".encode()
     call = claim(run, ident, spec.name, check)
     items: list[Any] = []

@@ -237,6 +237,26 @@ async def poisoned_stream() -> StreamingResponse:
     return StreamingResponse(body(), media_type="text/event-stream")
 
 
+@routes.post("/bad")
+@durable
+async def bad(how: str) -> None:
+    """Makes what cannot be written: text that is no UTF-8, as models do."""
+    text = "lone \ud800 surrogate"
+
+    async def fail() -> None:
+        raise ValueError(text)
+
+    if how == "step":
+        await step.run("fails", fail)
+    elif how == "result":
+        await step.run("result", lambda: text)
+    elif how == "name":
+        await step.run(text, lambda: 1)
+    elif how == "emit":
+        emit(text)
+    raise ValueError(text)
+
+
 @routes.post("/fork")
 @durable
 async def fork() -> dict[str, int]:

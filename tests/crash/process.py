@@ -26,6 +26,8 @@ def kill_all() -> None:
         server = _SERVERS.pop()
         if server.running:
             server.kill()
+        elif server._output is not None:  # it ended by itself, and nobody asked how
+            server.wait()
 
 
 class CrashServer(Server):

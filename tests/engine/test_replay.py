@@ -466,3 +466,19 @@ def test_i17_the_same_items_again_are_no_progress(monkeypatch: pytest.MonkeyPatc
         assert (await one.ended(run.id)).status == "dead"
 
     play(scenario)
+
+
+@durable
+async def says_nonsense() -> None:
+    raise ValueError("lone \ud800 surrogate")
+
+
+def test_an_error_that_utf8_cannot_hold_fails_its_run_only() -> None:
+    async def scenario(one: World) -> None:
+        run = await one.start(says_nonsense)
+        with pytest.raises(RunFailed, match="lone . surrogate"):
+            await run.result()
+        neighbour = await one.start(three, 99)
+        assert len(await neighbour.result()) == 6
+
+    play(scenario)

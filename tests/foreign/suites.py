@@ -101,7 +101,7 @@ def fetched(suite: Suite) -> Path:
     (source,) = (path for path in download.iterdir() if path.is_dir())
     if not (source / "tests").is_dir():
         raise NotFetched(f"the source archive of {suite.name} has no tests")
-    shutil.copytree(source, target, dirs_exist_ok=True)
+    source.rename(target)  # whole, or not there
     shutil.rmtree(download)
     return target
 
