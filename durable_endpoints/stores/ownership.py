@@ -12,6 +12,7 @@ from weakref import WeakSet
 from durable_endpoints.errors import StoreRefused
 
 _CLEAN: Final = b"clean\n"
+_DAMAGED: Final = b"damaged\n"
 _POLL_S: Final = 0.05
 # On these a lock or an fsync may not mean what it says (sqlite.org/faq.html#q5).
 NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -26,6 +27,7 @@ class Ownership:
         self.database = database
         self.path = database.with_name(database.name + ".lock")
         self.was_clean = True
+        self.was_damaged = False  # the last owner met a damaged page: look before going on
         self._fd: int | None = None
         _HELD.add(self)
 
@@ -51,6 +53,7 @@ class Ownership:
                 "process, or use a PostgreSQL store for several nodes."
             )
         said = os.pread(fd, 64, 0)
+        self.was_damaged = said == _DAMAGED
         self.was_clean = said in (b"", _CLEAN) and not (said == b"" and self.database.exists())
         self._fd = fd
         self._write(b"pid %d\n" % os.getpid())
@@ -63,6 +66,10 @@ class Ownership:
             self._write(_CLEAN)
         os.close(self._fd)
         self._fd = None
+
+    def note_damage(self) -> None:
+        """Let the next owner check the whole database, so that a restart is no endless loop."""
+        self._write(_DAMAGED)
 
     def forget(self) -> None:
         """Close the lock's file without giving the lock back: the parent process has it."""

@@ -84,6 +84,8 @@ class SQLiteStore:
         if not self._owner.was_clean:
             await asyncio.to_thread(self._owner.make_durable)
         self._writer = await self._connect(f"file:{_quoted(self.path)}?mode=rwc")
+        if self._owner.was_damaged:
+            await self._writer.run(_refuse_damage)
         self._next_no = await self._writer.run(_prepare)
         await asyncio.to_thread(_preallocate, self.path)
         self._reader = await self._connect(f"file:{_quoted(self.path)}?mode=ro")
@@ -226,6 +228,8 @@ class SQLiteStore:
         except sqlite3.Error as error:
             # After a failed sync SQLite goes on as if nothing had happened; we must not (I9).
             self.failed = f"a write to {self.path} failed with unknown outcome: {error}"
+            if "malformed" in str(error):
+                self._owner.note_damage()
             raise StoreFailed(self.failed) from error
 
     def _plan_checkpoint(self) -> None:
@@ -258,6 +262,15 @@ class SQLiteStore:
 
 def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _refuse_damage(db: sqlite3.Connection) -> None:
+    found = db.execute("pragma quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise StoreRefused(
+            f"the database is damaged: {found}. Restore a backup, or save what can be read with "
+            "`sqlite3 durable.db .recover`, then start again."
+        )
 
 
 def _prepare(db: sqlite3.Connection) -> int:
