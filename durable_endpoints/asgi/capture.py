@@ -49,9 +49,10 @@ class ResponseCapture:
         if kind == "http.response.start":  # apps rely on it that this does not wait
             self.start(message)
         elif kind == "http.response.body":
-            if run.log.clock.monotonic_s() - run.yielded_s > TURN_S_MAX:
+            more = message.get("more_body", False)
+            if more and run.log.clock.monotonic_s() - run.yielded_s > TURN_S_MAX:
                 await run.give_way()
-            await self._body(message.get("body", b""), more=message.get("more_body", False))
+            await self._body(message.get("body", b""), more=more)
         elif kind == "http.response.pathsend":
             await self._file(message["path"])
 
