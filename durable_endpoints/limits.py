@@ -53,6 +53,8 @@ RECOVERY_BACKOFF_S: Final = (0.0, 1.0, 4.0, 16.0, 60.0, 300.0)
 RECOVERIES_PARALLEL_MAX: Final = 64
 # How long one set of recoveries may keep the next one waiting.
 RECOVERY_PATIENCE_S: Final = 5.0
+# How long a run whose last recovery came to nothing may take, alone, to get further.
+RECOVERY_SUSPECT_S: Final = 60.0
 # How often unfinished runs without an owner are looked for.
 SWEEP_INTERVAL_S: Final = 1.0
 # A recorded step that replay never reaches means that the code has changed (I11).

@@ -20,6 +20,7 @@ from durable_endpoints.limits import (
     RECOVERIES_PARALLEL_MAX,
     RECOVERY_BACKOFF_S,
     RECOVERY_PATIENCE_S,
+    RECOVERY_SUSPECT_S,
     SWEEP_INTERVAL_S,
 )
 from durable_endpoints.records import Entry, Kind, RunRecord
@@ -78,12 +79,16 @@ class Recovery:
                 # The clock may have jumped: never longer than the step, never shorter than 0.
                 wait_s = RECOVERY_BACKOFF_S[step] - max(0.0, since_s)
                 await asyncio.sleep(max(0.0, wait_s))
-                await self._take([record])
+                await self._take([record], RECOVERY_SUSPECT_S)
         finally:
             self._suspects = None
 
-    async def _take(self, records: Sequence[RunRecord]) -> None:
-        """Recover some runs side by side; returns when they have caught up with their journals."""
+    async def _take(self, records: Sequence[RunRecord], suspect_s: float | None = None) -> None:
+        """Recover some runs side by side; returns when they have caught up with their journals.
+
+        A suspect gets `suspect_s` seconds to get further than ever, alone: what ends the process
+        then is not its doing.
+        """
         engine = self.engine
         if engine.leaving:
             return
@@ -94,15 +99,15 @@ class Recovery:
             self._taken.add(run.id)
             task = self._spawn(self._recover(run))
             task.add_done_callback(partial(self._done, run.id))
-            driving.append(self._caught_up(run, task))
+            driving.append(self._caught_up(run, task, progress=suspect_s is not None))
         try:
-            async with asyncio.timeout(RECOVERY_PATIENCE_S):
+            async with asyncio.timeout(suspect_s or RECOVERY_PATIENCE_S):
                 await asyncio.gather(*driving)
         except TimeoutError:
             return  # they go on; the others need not wait for them
 
-    async def _caught_up(self, run: LiveRun, task: asyncio.Task[None]) -> None:
-        while not task.done() and not run.caught_up:
+    async def _caught_up(self, run: LiveRun, task: asyncio.Task[None], *, progress: bool) -> None:
+        while not task.done() and not (run.progressed if progress else run.caught_up):
             waiting: set[asyncio.Future[Any]] = {task, run.progress()}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 

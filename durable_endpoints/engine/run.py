@@ -51,8 +51,8 @@ class LiveRun:
         "_parked", "_parts", "_progress", "_recent_bytes", "_status", "_waiters", "at_ms",
         "body_end_seq", "cancelling", "caught_up", "crc", "damaged", "durable_offset",
         "durable_seq", "early", "error", "fenced", "head", "log", "offset", "progress_after",
-        "queued", "readers", "recent", "record", "replay", "rewind_aware", "rewinds", "seq",
-        "strict", "task", "terminal_seq", "yielded_s",
+        "progressed", "queued", "readers", "recent", "record", "replay", "rewind_aware",
+        "rewinds", "seq", "strict", "task", "terminal_seq", "yielded_s",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -75,6 +75,7 @@ class LiveRun:
         self.fenced: str | None = None
         self.cancelling = False
         self.yielded_s = log.clock.monotonic_s()  # when its handler last let others go on
+        self.progressed = False  # durably, since this process took charge
         self.caught_up = False  # with its journal, after a recovery
         self.strict = False
         self.queued = False
@@ -125,7 +126,7 @@ class LiveRun:
         self.crc = self._hash_in
         self._status = record.status
         self.fenced, self.replay, self.task = None, None, None
-        self._parked = False
+        self._parked = self._progress = self.progressed = self.caught_up = False
 
     def rehash(self, crc: int) -> None:
         """Set the rolling hash of the events so far, of a run loaded from the store."""
@@ -274,6 +275,7 @@ class LiveRun:
         record.status = frame.status
         record.updated_at_ms = frame.at_ms
         record.error = frame.error
+        self.progressed = self.progressed or frame.progress
         if self._recent_bytes > 2 * RECENT_BYTES_MAX:
             self._trim()
         self.wake()
