@@ -7,6 +7,8 @@ from typing import Final
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
+# How long, once, a handler that never waits is held for the first commit of its response.
+FIRST_COMMIT_S_MAX: Final = 0.005
 # The unpersisted window: what a crash can make the engine do again. Beyond it steps wait.
 WINDOW_ENTRIES_MAX: Final = 1024
 WINDOW_BYTES_MAX: Final = 8 * MIB

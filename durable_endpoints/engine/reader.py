@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from zlib import crc32
 
 import orjson
 
-from durable_endpoints.engine.run import Event, LiveRun
+from durable_endpoints.engine.run import Event, LiveRun, expire
 from durable_endpoints.errors import Corrupt, Fenced
 from durable_endpoints.frames import unpack
 from durable_endpoints.limits import READ_BYTES_MAX
@@ -69,16 +68,11 @@ class Reader:
         waiter = run.progress()
         if timeout_s is None:
             return await waiter
-        timer = run.log.loop.call_later(timeout_s, _expire, waiter)
+        timer = run.log.loop.call_later(timeout_s, expire, waiter)
         try:
             return await waiter
         finally:
             timer.cancel()
-
-
-def _expire(waiter: asyncio.Future[bool]) -> None:
-    if not waiter.done():
-        waiter.set_result(False)
 
 
 def events_of(frame: StoredFrame, *, until: int) -> list[Event]:

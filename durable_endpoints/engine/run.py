@@ -16,6 +16,7 @@ from durable_endpoints.errors import Diverged, Fenced
 from durable_endpoints.failures import plain
 from durable_endpoints.frames import pack, pack_entry
 from durable_endpoints.limits import (
+    FIRST_COMMIT_S_MAX,
     RECENT_BYTES_MAX,
     REPLAY_STALL_S,
     RUN_BYTES_MAX,
@@ -43,6 +44,12 @@ class Event(NamedTuple):
     crc: int
 
 
+def expire(waiter: asyncio.Future[bool]) -> None:
+    """Tell who waits for a run that its time is over."""
+    if not waiter.done():
+        waiter.set_result(False)
+
+
 class LiveRun:
     """One run that this process drives or observes."""
 
@@ -50,9 +57,9 @@ class LiveRun:
         "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq", "_hash_in", "_opening",
         "_parked", "_parts", "_progress", "_recent_bytes", "_status", "_waiters", "at_ms",
         "body_end_seq", "cancelling", "caught_up", "crc", "damaged", "durable_offset",
-        "durable_seq", "early", "error", "fenced", "head", "log", "offset", "progress_after",
-        "progressed", "queued", "readers", "recent", "record", "replay", "rewind_aware",
-        "rewinds", "seq", "strict", "task", "terminal_seq", "yielded_s",
+        "durable_seq", "early", "error", "fenced", "head", "held_back", "log", "offset",
+        "progress_after", "progressed", "queued", "readers", "recent", "record", "replay",
+        "rewind_aware", "rewinds", "seq", "strict", "task", "terminal_seq", "yielded_s",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -75,6 +82,7 @@ class LiveRun:
         self.fenced: str | None = None
         self.cancelling = False
         self.yielded_s = log.clock.monotonic_s()  # when its handler last let others go on
+        self.held_back = False
         self.progressed = False  # durably, since this process took charge
         self.caught_up = False  # with its journal, after a recovery
         self.strict = False
@@ -313,6 +321,14 @@ class LiveRun:
     async def give_way(self) -> None:
         """Let others go on: called when the handler has kept the event loop for a while."""
         await asyncio.sleep(0)
+        if self.offset and not self.durable_offset and not self.held_back:
+            # Its first reader has nothing yet: once, let the first commit through, whose thread
+            # needs the interpreter as much as the handler does.
+            self.held_back = True
+            waiter = self.progress()
+            timer = self.log.loop.call_later(FIRST_COMMIT_S_MAX, expire, waiter)
+            await waiter
+            timer.cancel()
         self.yielded_s = self.log.clock.monotonic_s()
 
     def wake(self) -> None:
