@@ -78,7 +78,7 @@ class CrashServer(Server):
         """Start with an environment that is to kill it; False if it was still there in the end."""
         self.arm(**env)
         starting = asyncio.create_task(self.begin())
-        await asyncio.wait([starting])
+        await asyncio.gather(starting, return_exceptions=True)
         try:
             code = await asyncio.to_thread(self.wait, REACH_S)
         except Exception as error:  # subprocess.TimeoutExpired: the point did not come up

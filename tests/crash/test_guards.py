@@ -23,12 +23,14 @@ from durable_endpoints import (
     StoreError,
     durable,
     emit,
+    random,
     step,
 )
 from durable_endpoints.errors import StoreFailed
 from durable_endpoints.records import Frame
 from durable_endpoints.testing import Decoder
 from tests.crash.process import CrashServer
+from tests.engine.worlds import World, play
 
 ODD_TEXTS = ("a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0cc", "a\x1cb\x1db\x1ec", "end\n", "")
 
@@ -85,6 +87,74 @@ async def text(request: Request) -> StreamingResponse:
     return StreamingResponse(body(), media_type="text/plain")
 
 
+@durable
+async def racing(names: list[str]) -> list[str]:
+    """Another scheduling at every attempt, made by waits that are no steps."""
+
+    async def one_of(name: str) -> str:
+        is_late = (name == names[-1]) != bool(reached)  # late at first, early at the replay
+        for _ in range(20 * is_late):
+            await asyncio.sleep(0)
+        return await named(name)
+
+    made = list(await asyncio.gather(*(one_of(name) for name in names)))
+    await stop_once("racing")
+    return made
+
+
+@durable
+async def drawing() -> float:
+    first = random().random()
+    emit(str(first))
+    await stop_once("drawing")
+    return first
+
+
+@step
+async def named(name: str) -> str:
+    return name
+
+
+reached: dict[str, asyncio.Event] = {}
+
+
+async def stop_once(name: str) -> None:
+    """Stay here in the first process; the next one goes on."""
+    if name not in reached:
+        reached[name] = asyncio.Event()
+        await asyncio.Event().wait()
+
+
+def replayed(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function in one process up to its stop and to its end in the next; its result."""
+    found: list[Any] = []
+    reached.clear()
+
+    async def scenario(world: World) -> None:
+        begun = await world.start(function, *args)
+        async with asyncio.timeout(10):
+            while function.__name__ not in reached:
+                await asyncio.sleep(0.001)
+        await world.engine.log.flush()
+        await world.crash()
+        await world.boot()
+        ended = await world.ended(begun.id)
+        assert ended.status == "completed"
+        found.append(await ended.result())
+
+    play(scenario)
+    return found[0]
+
+
+def test_i12_identity_does_not_depend_on_scheduling() -> None:
+    names = [f"n{number}" for number in range(4)]
+    assert replayed(racing, names) == names
+
+
+def test_i11_chance_is_the_same_at_every_attempt() -> None:
+    assert 0 <= replayed(drawing) < 1
+
+
 def app_on(engine: Engine) -> Starlette:
     endpoints = (answer, stream, odd, text)
     routes = [Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints]
@@ -123,9 +193,10 @@ def test_i1_nothing_leaves_before_it_is_durable(path: str) -> None:
         await store.waiting.wait()
         for _ in range(50):  # as far as it gets without the commit
             await asyncio.sleep(0)
-        assert not sent
-        assert not asking.done()
+        early, done = list(sent), asking.done()
         store.open_gate.set()
+        assert not early
+        assert not done
         await asking
         assert sent[0]["status"] == 200
         await engine.close()
@@ -193,9 +264,11 @@ def test_only_one_connection_can_write(tmp_path: Path) -> None:
     async def work() -> None:
         store = SQLiteStore(tmp_path / "durable.db")
         await store.open()
-        with pytest.raises(StoreError, match="readonly"):
-            await store._read(lambda db: db.execute("delete from runs"))
-        await store.close()
+        try:
+            with pytest.raises(StoreError, match="readonly"):
+                await store._read(lambda db: db.execute("delete from runs"))
+        finally:
+            await store.close()
 
     run(work)
 
@@ -206,13 +279,15 @@ def test_a_failed_write_is_never_followed_by_another(tmp_path: Path) -> None:
     async def work() -> None:
         store = SQLiteStore(tmp_path / "durable.db")
         await store.open()
-        with pytest.raises(StoreFailed):
-            await store._write(lambda db: db.execute("insert into nothing values (1)"))
-        assert store.failed is not None
-        with pytest.raises(StoreFailed):
-            await store.claim(["any"], 0)
-        with pytest.raises(StoreFailed):
-            await store.append([])
-        await store.close()
+        try:
+            with pytest.raises(StoreFailed):
+                await store._write(lambda db: db.execute("insert into nothing values (1)"))
+            assert store.failed is not None
+            with pytest.raises(StoreFailed):
+                await store.claim(["any"], 0)
+            with pytest.raises(StoreFailed):
+                await store.append([])
+        finally:
+            await store.close()
 
     run(work)

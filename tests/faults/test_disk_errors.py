@@ -136,6 +136,25 @@ def test_a_disk_that_does_not_heal_refuses_every_start(
     server.kill()
 
 
+def test_a_start_syncs_what_a_kill_left(tmp_path: Path) -> None:
+    """I10: a commit that only the page cache knows is made durable before it is served."""
+    disk = FailingDisk(tmp_path, files="durable.db-wal")
+    server = CrashServer(tmp_path, env=disk.env)
+    server.start()
+    assert httpx.post(f"{server.url}/json?n=0").status_code == 200
+    disk.fail("sync kill")
+    with pytest.raises(httpx.TransportError):
+        httpx.post(f"{server.url}/json?n=0")  # all of it in one commit
+    assert server.wait() == -signal.SIGKILL
+    disk.fail("none")  # counts on, and fails nothing
+    server.start()
+    runs = httpx.get(f"{server.url}/_durable/runs").json()["runs"]
+    # The commit was in the page cache and is served; nothing is left to recover, and to sync for.
+    assert [run["status"] for run in runs] == ["completed"] * 2
+    assert "sync ok" in disk.calls()
+    server.kill()
+
+
 def test_a_database_that_is_none_refuses_the_start(tmp_path: Path) -> None:
     server = CrashServer(tmp_path)
     server.store.write_bytes(b"no database, but a text of some length. " * 500)
