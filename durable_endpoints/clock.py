@@ -17,9 +17,19 @@ class Clock(Protocol):
         """Seconds since some fixed point. Never goes back."""
         ...
 
+    def due_ms(self) -> int:
+        """Wall-clock time for deciding what is due: does not go back when the wall clock does.
+
+        In milliseconds since 1970 UTC.
+        """
+        ...
+
 
 class SystemClock:
     """The machine's clock."""
+
+    def __init__(self) -> None:
+        self._started = time.time_ns() // 1_000_000, time.monotonic()
 
     def now_ms(self) -> int:
         """See `Clock.now_ms`."""
@@ -28,3 +38,8 @@ class SystemClock:
     def monotonic_s(self) -> float:
         """See `Clock.monotonic_s`."""
         return time.monotonic()
+
+    def due_ms(self) -> int:
+        """See `Clock.due_ms`."""
+        wall_ms, monotonic_s = self._started
+        return max(self.now_ms(), wall_ms + int((time.monotonic() - monotonic_s) * 1000))

@@ -27,9 +27,11 @@ class Codec:
 
     __slots__ = ("_adapter", "where")
 
-    def __init__(self, where: str, annotation: Any = Any) -> None:
+    def __init__(self, where: str, annotation: Any = Any, *, checked: bool = False) -> None:
+        """`checked`: have plain types looked at as well, for data from outside."""
         self.where = where
-        self._adapter = None if is_plain(annotation) else _adapter_for(where, annotation)
+        plain = annotation is Any if checked else is_plain(annotation)
+        self._adapter = None if plain else _adapter_for(where, annotation)
 
     def encode(self, value: Any) -> bytes:
         """Return the value's JSON.

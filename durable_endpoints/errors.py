@@ -6,6 +6,9 @@ Failures form one tree under `DurableError`. Control signals derive from
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from math import isfinite
+
 
 class DurableError(Exception):
     """Base class of everything that this package raises for a caller to handle."""
@@ -63,6 +66,100 @@ class StepFailed(DurableError):
         return f"step {self.step} failed: {self.error_type}: {self.message}"
 
 
+class RetryAfter(DurableError):
+    """Raised in a step: attempt it again, not before `delay` has passed.
+
+    `delay`: seconds, a timedelta, or an aware datetime. Attributes: `seconds`, or `at_s`
+    (seconds since 1970 UTC) if a time was given; the other one is None.
+    Raises: ValueError for a naive datetime and for seconds that are no number.
+    """
+
+    def __init__(self, delay: float | timedelta | datetime, message: str = "") -> None:
+        self.seconds: float | None = None
+        self.at_s: float | None = None
+        if isinstance(delay, datetime):
+            if delay.utcoffset() is None:
+                raise ValueError(f"RetryAfter({delay!r}): give the datetime a time zone")
+            self.at_s = delay.timestamp()
+        else:
+            seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+            if not isfinite(seconds):
+                raise ValueError(f"RetryAfter({delay!r}): give a finite number of seconds")
+            self.seconds = seconds
+        # The arguments are recorded, hence in JSON's terms.
+        when = delay.isoformat() if isinstance(delay, datetime) else self.seconds
+        super().__init__(when, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        return f"again after {self.args[0]}" + (" s" if self.at_s is None else "")
+
+
+class NonRetryableError(DurableError):
+    """Raised in a step: another attempt would fail in the same way, so none is made."""
+
+
+class Escalate(DurableError):
+    """Raised in a step: a person has to look at it; `reason` tells them why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class SignalTimeout(DurableError):
+    """A wait's timeout passed before its signal came; `name` is the signal's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"no signal {self.name!r} came within the timeout of the wait"
+
+
+class AlreadyAnswered(DurableError):
+    """The one answer that a wait takes was given; `answer` is that one, as JSON."""
+
+    def __init__(self, name: str, answer: bytes) -> None:
+        super().__init__(name, answer)
+        self.name = name
+        self.answer = answer
+
+    def __str__(self) -> str:
+        return f"the wait for {self.name!r} was answered before"
+
+
+class SignalRefused(DurableError):
+    """The wait for a signal does not take such data; the message says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the wait for {self.name!r} does not take this: {self.reason}"
+
+
+class EffectAmbiguous(DurableError):
+    """A crash came after an effect had begun; whether it took place is not known."""
+
+
+class RunEnded(DurableError):
+    """The run is at its end, or parked: it takes no signals; `status` says which."""
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(run_id, status)
+        self.run_id = run_id
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} is {self.status}: it takes no signals"
+
+
 class StreamInterrupted(DurableError):
     """A crash cut a stream step after part of it had been shown; `recorded` is that part."""
 
@@ -88,6 +185,10 @@ class StoreRefused(StoreError):
 
 class StoreFailed(StoreError):
     """A write whose outcome is unknown (I9): nothing of it may be acknowledged."""
+
+
+class StoreAway(StoreError):
+    """The store cannot be reached now; nothing is lost, and the call may be made again."""
 
 
 class Corrupt(StoreError):

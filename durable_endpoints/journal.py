@@ -16,7 +16,14 @@ import orjson
 from durable_endpoints.errors import Diverged
 from durable_endpoints.records import Entry, Kind
 
-DELIVERED: Final = frozenset({Kind.STEP, Kind.STEP_FAILED, Kind.ITEM, Kind.STREAM_END})
+DELIVERED: Final = frozenset(
+    {
+        Kind.STEP, Kind.STEP_FAILED, Kind.ITEM, Kind.STREAM_END, Kind.FIRED, Kind.RECEIVED
+    }
+)  # fmt: skip
+# Kept with the call they belong to: what it was told, or what it waits for.
+_KEPT: Final = frozenset({Kind.VALUE, Kind.TIMER, Kind.WAIT, Kind.SPAWN})
+_FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT})
 _SHOWN: Final = 120
 
 
@@ -40,7 +47,9 @@ class Recorded:
     check: int
     policy: str = ""  # on_interrupt of a stream step
     deliveries: list[Delivery] = field(default_factory=list)
-    value: bytes | None = None  # of now() and uuid7()
+    value: bytes | None = None  # of now() and uuid7(); what a wait waits for
+    attempts: list[Entry] = field(default_factory=list)  # that failed, and will be followed
+    intended: bool = False  # an effect that may have begun
     claimed: bool = False
 
     @property
@@ -64,6 +73,9 @@ class Journal:
         self.calls: dict[str, Recorded] = {}
         self.head: bytes | None = None
         self.body_ended = False
+        self.patches: set[str] = set()
+        self.signals: list[Entry] = []
+        self.cancelled = False
         self._deliveries: list[Delivery] = []
         self._bodies: list[bytes] = []
         self._emits: list[bytes] = []
@@ -86,8 +98,18 @@ class Journal:
                 self._call_of(entry).deliveries.append(delivery)
             elif entry.kind == Kind.STREAM:
                 self._call_of(entry).policy = entry.payload.decode()
-            elif entry.kind == Kind.VALUE:
+            elif entry.kind in _KEPT:
                 self._call_of(entry).value = entry.payload
+            elif entry.kind == Kind.ATTEMPT:
+                self._call_of(entry).attempts.append(entry)
+            elif entry.kind == Kind.INTENT:
+                self._call_of(entry).intended = True
+            elif entry.kind == Kind.SIGNAL:
+                self.signals.append(entry)
+            elif entry.kind == Kind.PATCH:
+                self.patches.add(entry.key)
+            elif entry.kind == Kind.CANCEL:
+                self.cancelled = True
             elif entry.kind == Kind.HEAD:
                 self.head = entry.payload
             elif entry.kind == Kind.CHUNK:
@@ -219,6 +241,18 @@ class Journal:
             and all(call.claimed for call in self.calls.values())
         )
 
+    def exhausted_but(self, prefix: str | None) -> bool:
+        """Say whether nothing is left but calls whose identity begins with `prefix`."""
+        if prefix is None or self.exhausted:
+            return self.exhausted
+        rest = [call for call in self.calls.values() if not call.ident.startswith(prefix)]
+        return (
+            all(call.claimed for call in rest)
+            and all(d.done for call in rest for d in call.deliveries)
+            and self._body == len(self._bodies)
+            and self._emit == len(self._emits)
+        )
+
     def difference(self) -> str:
         """Say what is recorded and did not happen again."""
         left = [f"{call.name!r} ({call.ident})" for call in self.calls.values() if not call.claimed]
@@ -288,12 +322,30 @@ def _offsets(entries: Sequence[Entry]) -> list[tuple[int, int]]:
     return found
 
 
+def failures_of(entries: Sequence[Entry]) -> Sequence[str]:
+    """Return the call whose failure a dead run died of, as a retry is to name it: the last one."""
+    failed = [entry for entry in _without_void(entries) if entry.kind == Kind.STEP_FAILED]
+    return [failed[-1].key] if failed else []
+
+
+def _retried(entries: Sequence[Entry]) -> dict[str, int]:
+    """Return the calls whose failures are void, each with the seq up to which they are."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        if entry.kind == Kind.RETRY:
+            found.update(dict.fromkeys(orjson.loads(entry.payload), entry.seq))
+    return found
+
+
 def _without_void(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries that still count: without what a reset or a rewind took back."""
+    """Return the entries that still count: without what a reset, rewind or retry took back."""
     last_reset = {entry.key: entry.seq for entry in entries if entry.kind == Kind.RESET}
     standing = {seq for seq, _ in _offsets(entries)}
+    retried = _retried(entries)
     kept = []
     for entry in entries:
+        if entry.kind in _FAILURES and entry.seq < retried.get(entry.key, -1):
+            continue
         if entry.kind in (Kind.STREAM, Kind.ITEM) and entry.seq < last_reset.get(entry.key, -1):
             continue
         if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT) and entry.seq not in standing:

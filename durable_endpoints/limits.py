@@ -61,6 +61,23 @@ RECOVERY_SUSPECT_S: Final = 60.0
 SWEEP_INTERVAL_S: Final = 1.0
 # A recorded step that replay never reaches means that the code has changed (I11).
 REPLAY_STALL_S: Final = 60.0
+# Idle for so long in nothing but durable waits, a run leaves memory; replaying it costs less.
+SUSPEND_GRACE_S: Final = 1.0
+# How often suspended runs that are due are looked for: a timer is at most a second late.
+DUE_INTERVAL_S: Final = 0.5
+# Timers look at the wall clock again at least so often, should it have jumped.
+TIMER_RECHECK_S: Final = 30.0
+# A run that waits for a child looks for its end itself so often, should nobody have told it.
+CHILD_RECHECK_S: Final = 300.0
+# A signal is a decision or a message; larger things are referred to.
+SIGNAL_BYTES_MAX: Final = 256 * KIB
+# Signals that nobody has waited for yet: a run that takes none is not a mailbox.
+SIGNALS_KEPT_MAX: Final = 1000
+# Waits, child runs and compensations of one run at a time.
+WAITS_OPEN_MAX: Final = 10_000
+# How long who sends a signal waits for a suspended run to come back.
+WAKE_S: Final = 15.0
+
 # Runs driven at a time by one process; further requests get 503.
 RUNS_LIVE_MAX: Final = 10_000
 
@@ -79,3 +96,46 @@ CHECKPOINT_FORCE_BYTES: Final = 64 * MIB
 # Blocks that the log file gets at start: more than the log holds between two idle moments.
 LOG_PREALLOCATED_BYTES: Final = 8 * MIB
 CHECKPOINT_IDLE_S: Final = 0.25
+
+# A server that asks for a longer wait than this is not waited for by the clock alone.
+RETRY_HINT_S_MAX: Final = 86_400.0
+# Rate limits' buckets in use at one time, some 500 bytes each; one at rest is forgotten.
+QUOTA_BUCKETS_MAX: Final = 100_000
+# Callers that wait in memory at one bucket; the next ones are to suspend and ask again.
+QUOTA_WAITERS_MAX: Final = 10_000
+# Owners of one bucket whose callers are put off each by itself; the others are put off as one.
+QUOTA_OWNERS_MAX: Final = 10_000
+# Time between two callers that come back to a bucket: each is a replay, so at most 500 a second.
+QUOTA_WAKE_S_MIN: Final = 0.002
+# How far callers are put off beyond the time at which one could be served: a promise further
+# away is worth little, since the others may be cancelled by then.
+QUOTA_HORIZON_S: Final = 3_600.0
+# An approval link travels in mails, and mail programs cut long lines: 1 kB is a name of 200
+# letters of three bytes each, and the signatures of two secrets.
+LINK_CHARS_MAX: Final = 1024
+# Secrets in use at one time: a new one, an old one, and room for a slow change of both.
+LINK_SECRETS_MAX: Final = 4
+
+# A node's lease: others may take its runs when it is over. Long enough for a pause of the process
+# or a restart of the database, short enough for a reader to wait for. A node renews it three
+# times in that time, and stops by its own clock well before others begin.
+LEASE_TTL_S: Final = 10.0
+LEASE_TTL_S_MIN: Final = 1.0
+LEASE_RENEW_SHARE: Final = 0.3
+LEASE_FENCE_SHARE: Final = 0.8
+# Nodes that ended without a word are remembered for so long; they are rows to be read.
+NODES_KEPT_S: Final = 86_400.0
+# How long PostgreSQL is waited for at start: its container may be starting too.
+POSTGRES_OPEN_S: Final = 30.0
+# How long it may take to answer; beyond that the connection is given up and made again.
+POSTGRES_ANSWER_S: Final = 5.0
+# How long a read, or a claim, is tried again while PostgreSQL is away; then the caller is told.
+POSTGRES_PATIENCE_S: Final = 1.0
+# Waits between two attempts to reach it: from the first to the longest, doubling.
+POSTGRES_RETRY_S: Final = (0.02, 0.5)
+# Connections of one node for reads and claims, beside the writer, the lease and the news.
+POSTGRES_READERS_MAX: Final = 4
+# Frames of one read: what a read's limit in bytes holds of the smallest ones.
+POSTGRES_READ_FRAMES_MAX: Final = 1024
+# Places in the code that the detector of unannotated effects warns of: more are not read.
+DETECTOR_PLACES_MAX: Final = 1_000

@@ -20,12 +20,23 @@ class Kind(IntEnum):
     STREAM_END = 6  # the stream step is complete
     RESET = 7  # the recorded items of an interrupted stream step are void
     VALUE = 8  # now() and uuid7(): what the handler was told
+    TIMER = 9  # a wait for a time began
+    FIRED = 10  # a timer's time has come, or a wait's timeout
+    WAIT = 11  # a wait for a signal, a decision or a child run began
+    SIGNAL = 12  # a message from outside arrived
+    RECEIVED = 13  # a wait has its answer
+    INTENT = 14  # an effect is about to begin
+    ATTEMPT = 15  # an attempt failed; when the next one is due
     HEAD = 16  # event: status and headers of the response
     CHUNK = 17  # event: a piece of the response body, or one SSE event of it
     EMIT = 18  # event: beside the response body, by emit()
     REWIND = 19  # event: readers drop what came after an offset
     BODY_END = 20  # the response is complete
     CANCEL = 24  # somebody asked for the run to be cancelled
+    SPAWN = 25  # a child run, by its id
+    RETRY = 26  # somebody had a dead run go on: the failures named are void
+    UNDOABLE = 27  # a step completed that has a compensation
+    PATCH = 28  # the run began with, or has reached, a changed piece of code
     COMPLETED = 32
     FAILED = 33
     CANCELLED = 34
@@ -70,6 +81,25 @@ class RunRecord:
     idempotency_key: str | None = None
     fingerprint: str | None = None
     error: str | None = None
+    wake_at_ms: int | None = None  # of a suspended run: when its first timer is due
+    waiting: str | None = None  # of a suspended run: JSON, for people: what it waits for
+    parent: str | None = None  # the run that spawned it
+    concurrency_key: str | None = None  # unfinished runs of one key and name exclude each other
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRecord:
+    """An open wait for a signal, as the store lists it for those who look for it."""
+
+    run_id: str
+    ident: str  # of the wait inside its run
+    kind: str  # "signal", "approval" or "decision"
+    name: str
+    since_ms: int
+    until_ms: int | None = None
+    match: str | None = None  # canonical JSON of the fields that an event must have
+    summary: str | None = None  # for whom is to answer
+    principal: str | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +119,11 @@ class Frame:
     opening: RunRecord | None = None  # set in a run's first frame
     error: str | None = None
     progress: bool = True  # the run got further than ever: its recoveries count anew (I17)
+    wake_at_ms: int | None = None
+    waiting: str | None = None
+    waits: tuple[WaitRecord, ...] = ()  # opened in this frame
+    answered: tuple[str, ...] = ()  # idents of waits that are over
+    wakes: str | None = None  # a suspended run to wake: the parent of one that ended
 
     @property
     def last_seq(self) -> int:

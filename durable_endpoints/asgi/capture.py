@@ -14,7 +14,7 @@ import orjson
 
 from durable_endpoints.asgi.sse import Splitter
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Diverged, DurableError
+from durable_endpoints.errors import Diverged, DurableError, Fenced
 from durable_endpoints.limits import EVENT_BYTES_MAX, TURN_S_MAX
 from durable_endpoints.records import Kind
 from durable_endpoints.redact import is_secret
@@ -27,6 +27,7 @@ class ResponseCapture:
 
     def __init__(self, run: LiveRun) -> None:
         self.run = run
+        self._life = run.life
         self.began = False
         self.ended = False
         self.secrets: tuple[tuple[bytes, bytes], ...] = ()
@@ -44,6 +45,8 @@ class ResponseCapture:
         """
         kind = message["type"]
         run = self.run
+        if self._life.over:
+            raise Fenced("the run goes on without this app")
         if run.log.full and kind != "http.response.start":
             await run.log.room()
         if kind == "http.response.start":  # apps rely on it that this does not wait

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from starlette._utils import get_route_path
 
 from durable_endpoints.asgi.capture import ResponseCapture
-from durable_endpoints.asgi.ending import conclude
 from durable_endpoints.asgi.problems import Problem, overloaded
-from durable_endpoints.asgi.request import capture, fingerprint, header
-from durable_endpoints.asgi.tail import StreamAborted, Tail, own_headers
+from durable_endpoints.asgi.replies import send_accepted, send_whole
+from durable_endpoints.asgi.request import capture, fingerprint, header, idempotency_key
+from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
+from durable_endpoints.engine.life import Life
 from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
 from durable_endpoints.errors import ControlSignal, DurableError, Overloaded
-from durable_endpoints.limits import BODY_BYTES_MAX, IDEMPOTENCY_KEY_CHARS_MAX
+from durable_endpoints.limits import BODY_BYTES_MAX
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -54,6 +56,7 @@ class Exchange:
         self._capture: ResponseCapture | None = None
         self._messages: list[Message] = []
         self._served = 0
+        self._life = Life()
         self._size = 0
         self._reading = asyncio.Lock()
         self._complete = False
@@ -188,12 +191,15 @@ class Exchange:
         body = await self._whole_body()
         principal = await host.principal_of(scope)
         name = f"{scope['method']} {self._route()}"
-        key = self._idempotency_key()
+        try:
+            key = idempotency_key(scope)
+        except Problem as problem:
+            self._halt(problem)
         if key is not None:  # a key belongs to the address that it was sent to
             key = f"{get_route_path(self._origin)} {key}"
         print_ = fingerprint(self._origin, body) if key else None
         if key is not None:
-            known = await host.engine.reserve(principal, name, key)
+            known = await host.engine.keys.reserve(principal, name, key)
             if known is not None:
                 await self._attach(known, principal, print_)
         rewinds = host.wants_control(scope)
@@ -223,27 +229,28 @@ class Exchange:
         """Free the key once the run is durable: from then on the store finds it."""
         engine = self._host.engine
         if run is None:
-            engine.settle_key(principal, name, key, None)
+            engine.keys.settle(principal, name, key, None)
             return
 
         async def settle() -> None:
             try:
                 await run.durable(0)
             finally:
-                engine.settle_key(principal, name, key, run.id if run.durable_seq >= 0 else None)
+                engine.keys.settle(principal, name, key, run.id if run.durable_seq >= 0 else None)
 
         self._host.spawn(settle())
 
     def _enter(self, run: LiveRun) -> None:
         """Let the rest of the app's work belong to the run."""
         self.run = run
+        self._life = run.life
         run.task = asyncio.current_task() if run.task is None else run.task
         run.early = []
         SCOPE.set(RunScope(run))
         self._capture = ResponseCapture(run)
         if _RESPOND_ASYNC.search(header(self._scope, b"prefer") or ""):
             self._async_reply = True
-            self._sender = self._host.spawn(self._accepted(run))
+            self._sender = self._host.spawn(send_accepted(self._send, run, self._prefix()))
         if self._held is not None:
             held, self._held = self._held, None
             self._capture.start(held)
@@ -272,19 +279,6 @@ class Exchange:
     def _incomplete(self) -> bool:
         return not self._complete and self._size <= BODY_BYTES_MAX
 
-    def _idempotency_key(self) -> str | None:
-        """Return the key, bare or quoted (draft-ietf-httpapi-idempotency-key-header)."""
-        text = header(self._scope, b"idempotency-key")
-        if text is None:
-            return None
-        key = text.strip()
-        if len(key) > 1 and key[0] == key[-1] == '"':
-            key = key[1:-1]
-        if not 0 < len(key) <= IDEMPOTENCY_KEY_CHARS_MAX or not key.isprintable():
-            detail = f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable characters"
-            self._halt(Problem(400, "malformed-idempotency-key", detail))
-        return key
-
     async def _attach(self, run_id: str, principal: str | None, print_: str | None) -> NoReturn:
         run = await self._host.engine.observe(run_id, principal)
         if run.record.fingerprint != print_:
@@ -301,10 +295,20 @@ class Exchange:
 
     async def _finish(self, run: LiveRun, error: BaseException | None) -> None:
         """End the run by what became of the app, and see the first reader through."""
-        engine = self._host.engine
-        ours = run.fenced is not None or run.cancelling or run.error is not None
+        complete = self._capture is not None and self._capture.ended
+        if not run.resting and not self._life.over:
+            try:
+                leaving = self._host.engine.leaving
+                await conclude(run, error, complete=complete, leaving=leaving)
+            except BaseException as raised:  # told to stop while it was undone
+                if run.fenced is None and not self._life.over:
+                    raise
+                error = raised
+        if run.resting or self._life.over:
+            await self._outlive(run, error)
+            return
         task, run.task = asyncio.current_task(), None  # nobody cancels this task for the run now
-        conclude(run, self._capture, error, leaving=engine.leaving)
+        ours = run.fenced is not None or run.cancelling or run.error is not None
         try:
             if error is not None and is_cancellation(error):
                 if not ours:
@@ -318,13 +322,27 @@ class Exchange:
                 raise error from aborted
             raise
         finally:
-            if self._sender is not None:
-                self._sender.cancel()
-            if run.fenced is None and run.over:
-                await run.durable(run.terminal_seq)
-            engine.forget(run)
+            await self._let_go(run)
         if error is not None:
             raise error
+
+    async def _let_go(self, run: LiveRun) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+        if run.fenced is None and run.over:
+            await run.durable(run.terminal_seq)
+        if not self._life.over:
+            self._host.engine.forget(run)
+
+    async def _outlive(self, run: LiveRun, error: BaseException | None) -> None:
+        """See the first reader through a run that was suspended: the app is gone, it goes on."""
+        task = asyncio.current_task()
+        if task is not None and isinstance(error, asyncio.CancelledError):
+            task.uncancel()
+        if self._sender is None:
+            await self._follow(run)
+        else:
+            await self._deliver(run, None)
 
     async def _deliver(self, run: LiveRun, error: BaseException | None) -> None:
         """Wait until the first reader has everything."""
@@ -334,7 +352,7 @@ class Exchange:
             if raised is not None and not isinstance(raised, OSError) and not self._async_reply:
                 raise raised
         elif self._capture is not None and self._capture.began:
-            if not await self._send_whole(run, self._capture):
+            if not await send_whole(self._send, run, self._capture, self._prefix()):
                 await self._follow(run)
         elif run.fenced is not None:
             await Problem(503, "interrupted", run.fenced, [("retry-after", "1")]).answer(self._send)
@@ -346,28 +364,14 @@ class Exchange:
                 detail = run.record.error or "the app sent no response"
                 await Problem(500, "run-failed", detail).answer(self._send)
 
-    async def _send_whole(self, run: LiveRun, capture: ResponseCapture) -> bool:
-        """Send a response that is complete and in memory, once all of the run is durable."""
-        if run.fenced is not None or not capture.ended:
-            return False
-        await run.durable(run.terminal_seq)
-        whole = capture.whole()
-        if whole is None:
-            return False
-        head, body = whole
-        headers = [
-            *head.get("headers", ()),
-            *own_headers(run.id, self._host.prefix_of(self._origin)),
-        ]
-        await self._send({**head, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-        return True
+    def _prefix(self) -> str:
+        return self._host.prefix_of(self._origin)
 
     async def _follow(self, run: LiveRun) -> None:
         """Send the run's events to this request's client, until the end or until it is gone."""
         secrets = self._capture.secrets if self._capture is not None else ()
         self.tail = Tail(
-            self._host.engine.store, run, self._send, prefix=self._host.prefix_of(self._origin),
+            self._host.engine.store, run, self._send, prefix=self._prefix(),
             rewinds=self._host.wants_control(self._scope), secrets=secrets,
         )  # fmt: skip
         try:
@@ -382,17 +386,3 @@ class Exchange:
             if run.ended:
                 problem = Problem(500, f"run-{run.record.status}", reason)
             await problem.answer(self._send)
-
-    async def _accepted(self, run: LiveRun) -> None:
-        """Answer at once that the run was accepted (RFC 7240, respond-async)."""
-        await run.durable(0)
-        location = f"{self._host.prefix_of(self._origin)}/runs/{run.id}"
-        headers = [
-            (b"location", location.encode()),
-            (b"preference-applied", b"respond-async"),
-            (b"durable-run-id", run.id.encode()),
-            (b"vary", b"Prefer"),
-            (b"content-length", b"0"),
-        ]
-        await self._send({"type": "http.response.start", "status": 202, "headers": headers})
-        await self._send({"type": "http.response.body", "body": b""})

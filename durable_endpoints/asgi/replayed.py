@@ -8,7 +8,7 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from durable_endpoints.asgi.capture import ResponseCapture
-from durable_endpoints.asgi.ending import conclude
+from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
 from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
@@ -41,6 +41,7 @@ class ReplayedExchange:
     async def handle(self, app: ASGIApp, pattern: EndpointSpec | None = None) -> None:
         """Run the inner app to the run's end."""
         run = self._run
+        life = run.life
         ADMISSION.set(self)
         SCOPE.set(None)
         error: BaseException | None = None
@@ -52,10 +53,15 @@ class ReplayedExchange:
             error = raised
         finally:
             SCOPE.set(None)
+        if run.resting or run.life is not life:
+            return  # suspended: it is begun anew when it is woken
         if self._capture is None and run.fenced is None and not run.cancelling:
             self._park_unreached(error)
         else:
-            conclude(run, self._capture, error, leaving=self._leaving())
+            complete = self._capture is not None and self._capture.ended
+            await conclude(run, error, complete=complete, leaving=self._leaving())
+            if run.life is not life or run.resting:
+                return
         if error is not None and not is_cancellation(error):
             logger.error("run %s failed", run.id, exc_info=error)
         run.task = None

@@ -9,6 +9,8 @@ from urllib.parse import unquote_plus
 
 import orjson
 
+from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.limits import IDEMPOTENCY_KEY_CHARS_MAX
 from durable_endpoints.redact import is_secret
 
 if TYPE_CHECKING:
@@ -104,3 +106,20 @@ def _without_secrets(query: bytes) -> str:
         name, equals, _ = pair.partition("=")
         kept.append(f"{name}{equals}" if is_secret(unquote_plus(name)) else pair)
     return "&".join(kept)
+
+
+def idempotency_key(scope: Scope) -> str | None:
+    """Return the request's key, bare or quoted (draft-ietf-httpapi-idempotency-key-header).
+
+    Raises: Problem 400 if it cannot be one.
+    """
+    text = header(scope, b"idempotency-key")
+    if text is None:
+        return None
+    key = text.strip()
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 0 < len(key) <= IDEMPOTENCY_KEY_CHARS_MAX or not key.isprintable():
+        detail = f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable characters"
+        raise Problem(400, "malformed-idempotency-key", detail)
+    return key

@@ -14,7 +14,8 @@ import orjson
 from durable_endpoints.asgi.cursor import is_rewound
 from durable_endpoints.asgi.sse import HEARTBEAT, control, with_id, wrap
 from durable_endpoints.engine.reader import Reader
-from durable_endpoints.engine.run import Event, LiveRun
+from durable_endpoints.engine.recent import Event
+from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import DurableError, Fenced
 from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S, WRITE_BYTES_MAX
 from durable_endpoints.records import Kind
@@ -75,6 +76,7 @@ class Tail:
         self._watch: asyncio.TimerHandle | None = None
         self._writes = 0
         self._writing = False
+        self._told = 0  # epoch in which the reader was told that the run waits
 
     async def follow(self) -> None:
         """Send everything up to the end of the response, as it becomes durable.
@@ -99,7 +101,7 @@ class Tail:
             while True:
                 events = await reader.read(HEARTBEAT_S if self._sse else None)
                 if events is None:
-                    await self._write(HEARTBEAT)
+                    await self._idle()
                 elif events:
                     await self._events(events)
                 else:
@@ -112,14 +114,16 @@ class Tail:
         """Wait for the run's response head, and begin by it."""
         run = self.run
         while run.head is None or run.durable_offset == 0:
-            if run.fenced is not None:
-                raise Fenced(run.fenced)
+            if run.gone is not None:
+                raise Fenced(run.gone)
             if run.ended:
                 if self.began:
                     return
                 raise StreamAborted(f"run {run.id} ended without a response")
-            if not await self._reader.moved(HEARTBEAT_S if self.began else None):
-                await self._write(HEARTBEAT)
+            if not await self._reader.moved(HEARTBEAT_S if self.began else None) or (
+                self.began and run.resting
+            ):
+                await self._idle()
         head: dict[str, Any] = orjson.loads(run.head)
         headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in head["headers"]]
         kind = next((v for k, v in headers if k == b"content-type"), b"")
@@ -129,6 +133,17 @@ class Tail:
         if not self.began:
             self._sse = own_sse
             await self._open(head["status"], headers)
+
+    async def _idle(self) -> None:
+        """Show that somebody is here; say so once if the run now waits."""
+        record = self.run.record
+        if record.status == "suspended" and self._told != record.epoch:
+            self._told = record.epoch
+            if self._rewinds and self._sse:
+                waiting = orjson.loads(record.waiting or "[]")
+                await self._write(control("durable.suspended", {"waiting": waiting}))
+        elif self._sse:
+            await self._write(HEARTBEAT)
 
     async def _open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self._sse:

@@ -5,40 +5,36 @@ Outside a run every one of them is the plain call, so that handlers stay testabl
 
 from __future__ import annotations
 
-import functools
 import inspect
 import random as _random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, ParamSpec, TypeVar, overload
 from uuid import UUID
 
-import anyio.to_thread
 import orjson
 
 from durable_endpoints.codec import Codec, codec_of, dumps
+from durable_endpoints.engine.calls import as_awaitable, scope_or_none, takes_secrets, wrap
+from durable_endpoints.engine.children import Child, spawn
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
-from durable_endpoints.engine.steps import StepSpec, claim, on_loop, run_step, run_sync_step
+from durable_endpoints.engine.steps import StepSpec, claim, on_loop, run_step
 from durable_endpoints.engine.streams import run_stream
 from durable_endpoints.errors import NotDurable, PayloadTooLarge
 from durable_endpoints.ids import new_uuid7
 from durable_endpoints.limits import EVENT_BYTES_MAX
+from durable_endpoints.quotas import RateLimit
 from durable_endpoints.records import Kind
-from durable_endpoints.redact import is_secret
+from durable_endpoints.retry import Retry
 
 # As WHATWG HTML, section 9.2.6, has it: not what `str.splitlines` takes for one.
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _scope() -> Scope | None:
-    scope = SCOPE.get()
-    return None if scope is None or scope.inert else scope
 
 
 class StepDecorator:
@@ -55,6 +51,9 @@ class StepDecorator:
         name: str | None = None,
         timeout: float | None = None,
         on_interrupt: str = "auto",
+        retry: Retry | None = None,
+        rate_limit: RateLimit | None = None,
+        compensate: Callable[..., Awaitable[Any]] | None = None,
     ) -> Callable[[F], F]: ...
     def __call__(
         self,
@@ -64,6 +63,9 @@ class StepDecorator:
         name: str | None = None,
         timeout: float | None = None,
         on_interrupt: str = "auto",
+        retry: Retry | None = None,
+        rate_limit: RateLimit | None = None,
+        compensate: Callable[..., Awaitable[Any]] | None = None,
     ) -> Any:
         """Make a function a step: its result is recorded and never made twice.
 
@@ -72,12 +74,16 @@ class StepDecorator:
         if not given, at most 200 characters; `timeout` is in seconds, for coroutine functions;
         `on_interrupt`, for generators, says what happens after a crash in the middle: `auto`,
         `restart`, `resume` (the function gets the keyword `recorded`), `finalize`, `fail`, `hold`.
+        `retry` says how failures are followed by further attempts; `rate_limit` how many may begin;
+        `compensate` is called with the step's arguments, as an effect, if the run fails later.
 
         Raises, at the call: NotSerializable or PayloadTooLarge if the result cannot be recorded.
         """
 
         def decorate(function: Callable[..., Any]) -> Any:
-            return _wrap(function, _spec(function, name, timeout, on_interrupt))
+            spec = _spec(function, name, timeout, on_interrupt)
+            policies = {"retry": retry, "rate_limit": rate_limit, "compensate": compensate}
+            return wrap(function, _with_policies(function, spec, policies))
 
         return decorate if function is None else decorate(function)
 
@@ -89,7 +95,8 @@ class StepDecorator:
             raise TypeError(f"{function!r} is not a step: decorate it with @step first")
         if "timeout" in changes:
             changes["timeout_s"] = changes.pop("timeout")
-        wrapped: F = _wrap(inspect.unwrap(function), replace(spec, **changes))
+        inner = inspect.unwrap(function)
+        wrapped: F = wrap(inner, _with_policies(inner, spec, changes))
         return wrapped
 
     @overload
@@ -107,11 +114,11 @@ class StepDecorator:
         name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Awaitable[Any]:
         """Run any function as a step of this name; a plain one runs in a worker thread."""
-        scope = _scope()
-        call = _awaitable(function)
+        scope = scope_or_none()
+        call = as_awaitable(function)
         if scope is None:
             return call(*args, **kwargs)
-        secret = _takes_secrets(function)
+        secret = takes_secrets(function)
         spec = StepSpec(name, Codec(f"step {name}"), secret=secret)
         return run_step(scope, scope.next_call(), spec, call, args, kwargs)
 
@@ -120,10 +127,10 @@ class StepDecorator:
         name: str, function: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncIterator[R]:
         """Iterate over any async generator function as a stream step of this name."""
-        scope = _scope()
+        scope = scope_or_none()
         if scope is None:
             return function(*args, **kwargs)
-        secret = _takes_secrets(function)
+        secret = takes_secrets(function)
         spec = StepSpec(name, Codec(f"step {name}"), secret=secret)
         return run_stream(scope, scope.next_call(), spec, function, args, kwargs)
 
@@ -143,70 +150,21 @@ def _spec(
     if on_interrupt != "auto" and not items:
         raise TypeError(f"step {called}: on_interrupt= is for async generators")
     codec = codec_of(f"step {called}", function, items=items)
-    return StepSpec(called, codec, timeout, on_interrupt, _takes_secrets(function))
+    return StepSpec(called, codec, timeout, on_interrupt, takes_secrets(function))
 
 
-def _takes_secrets(function: Callable[..., Any]) -> bool:
-    try:
-        return any(map(is_secret, inspect.signature(function).parameters))
-    except (TypeError, ValueError):  # a builtin without a signature
-        return False
-
-
-def _wrap(function: Callable[..., Any], spec: StepSpec) -> Any:
-    if inspect.isasyncgenfunction(function):
-        resume = spec.on_interrupt == "resume"
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            scope = SCOPE.get()
-            if scope is None or scope.inert:
-                return function(*args, **{**kwargs, "recorded": []} if resume else kwargs)
-            return run_stream(scope, scope.next_call(), spec, function, args, kwargs)
-
-    elif inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            scope = SCOPE.get()
-            if scope is None or scope.inert:
-                return function(*args, **kwargs)
-            return run_step(scope, scope.next_call(), spec, function, args, kwargs)
-
-        _mark_coroutine_function(call)
-    else:
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            scope = SCOPE.get()
-            if scope is None or scope.inert:
-                return function(*args, **kwargs)
-            return run_sync_step(scope, scope.next_call(), spec, function, args, kwargs)
-
-    call.durable_step = spec  # type: ignore[attr-defined]
-    return call
-
-
-def _mark_coroutine_function(function: Callable[..., Any]) -> None:
-    """Let frameworks see that calling it returns an awaitable."""
-    if hasattr(inspect, "markcoroutinefunction"):  # Python 3.12
-        inspect.markcoroutinefunction(function)
-    else:
-        import asyncio.coroutines
-
-        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _awaitable(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    if inspect.iscoroutinefunction(function):
-        return function
-
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        work = functools.partial(function, *args, **kwargs)
-        result = await anyio.to_thread.run_sync(work)
-        return await result if inspect.isawaitable(result) else result
-
-    return call
+def _with_policies(
+    function: Callable[..., Any], spec: StepSpec, policies: Mapping[str, Any]
+) -> StepSpec:
+    changed = replace(spec, **policies)
+    if changed.staged and not inspect.iscoroutinefunction(function):
+        allowed = inspect.isasyncgenfunction(function) and not changed.compensate
+        if not allowed:
+            raise TypeError(
+                f"step {spec.name}: retry=, rate_limit= and compensate= need a coroutine function "
+                "(async def); an async generator takes retry= and rate_limit="
+            )
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +174,19 @@ class CurrentRun:
     id: str
     attempt: int
     replaying: bool
+
+    async def spawn(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Child:
+        """Begin a `@durable` function as a child run; `await` what is returned for its result.
+
+        The child goes on by itself, survives crashes by itself, and is cancelled with this run.
+        Arguments are JSON values.
+
+        Raises: NotDurable inside a step.
+        """
+        scope = scope_or_none()
+        if scope is None or scope.run.id != self.id:
+            raise NotDurable("spawn is for the handler of the run: not inside a step")
+        return await spawn(scope, function, args, kwargs)
 
 
 def current_run() -> CurrentRun:
@@ -237,7 +208,7 @@ def emit(data: Any, *, event: str | None = None) -> None:
 
     Raises: NotSerializable, PayloadTooLarge.
     """
-    scope = _scope()
+    scope = scope_or_none()
     if scope is None:
         return
     if event is not None and _LINE_END.search(event):
@@ -271,7 +242,7 @@ def _value(scope: Scope, name: str, make: Callable[[], bytes]) -> bytes:
 
 def now() -> datetime:
     """Return the time in UTC, to the millisecond; the same at every replay."""
-    scope = _scope()
+    scope = scope_or_none()
     if scope is None:
         return datetime.now(UTC)
     run = scope.run
@@ -281,7 +252,7 @@ def now() -> datetime:
 
 def uuid7() -> UUID:
     """Return a new UUIDv7 (RFC 9562); the same at every replay."""
-    scope = _scope()
+    scope = scope_or_none()
     if scope is None:
         return new_uuid7()
     data = on_loop(scope.run, _value, scope, "uuid7", lambda: new_uuid7().bytes)
@@ -293,7 +264,7 @@ def random() -> _random.Random:
 
     Not for secrets.
     """
-    scope = _scope()
+    scope = scope_or_none()
     if scope is None:
         return _random.Random()  # noqa: S311 - said not to be for secrets
     if scope.random is None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any
+from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import orjson
+
 from durable_endpoints.clock import Clock, SystemClock
+from durable_endpoints.engine.keys import Keys
 from durable_endpoints.engine.log import Log, leave
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
+from durable_endpoints.engine.waits import Receipt, Signal, encode_data
+from durable_endpoints.engine.waking import Waking
 from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound, StoreFailed
 from durable_endpoints.failures import plain
 from durable_endpoints.ids import RUN_ID, new_run_id
-from durable_endpoints.journal import Journal
-from durable_endpoints.limits import DRAIN_S, LIST_ROWS_MAX, RUNS_LIVE_MAX
+from durable_endpoints.journal import Journal, failures_of
+from durable_endpoints.limits import DRAIN_S, LIST_ROWS_MAX, RUNS_LIVE_MAX, SUSPEND_GRACE_S
 from durable_endpoints.records import Entry, Kind, RunRecord
 from durable_endpoints.states import ENDED, TERMINAL
 from durable_endpoints.stores.protocol import Query, Store
@@ -37,6 +44,7 @@ class Engine:
         strict: bool = False,
         clock: Clock | None = None,
         on_failure: Callable[[str], None] = leave,
+        suspend_grace_s: float = SUSPEND_GRACE_S,
     ) -> None:
         self.store = store
         self.strict = strict
@@ -53,8 +61,9 @@ class Engine:
         self._logs: WeakKeyDictionary[asyncio.AbstractEventLoop, Log] = WeakKeyDictionary()
         # Unfinished runs that somebody reads and nobody here drives (yet).
         self._idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
+        self.waking = Waking(self, suspend_grace_s)
         self._on_failure = on_failure
-        self._keys: dict[tuple[str | None, str, str], asyncio.Future[str | None]] = {}
+        self.keys = Keys(store)
         self._loading: dict[tuple[str, str | None], asyncio.Task[LiveRun]] = {}
 
     @property
@@ -73,7 +82,7 @@ class Engine:
 
     def _open_log(self, loop: asyncio.AbstractEventLoop) -> Log:
         install_task_factory(loop)
-        self._logs[loop] = log = Log(self.store, self.clock, self._on_failure)
+        self._logs[loop] = log = Log(self.store, self.clock, self.waking, self._on_failure)
         for run in list(self.runs.values()):
             if run.log.loop.is_closed():  # nobody can drive it any more
                 del self.runs[run.id]
@@ -103,6 +112,7 @@ class Engine:
     def begin(
         self, name: str, *, version: str, args: bytes, payload: bytes,
         principal: str | None = None, key: str | None = None, fingerprint: str | None = None,
+        run_id: str | None = None, parent: str | None = None, concurrency_key: str | None = None,
     ) -> LiveRun:  # fmt: skip
         """Begin a run: append its first entry. It is durable only with the log's next commit.
 
@@ -111,8 +121,9 @@ class Engine:
         self.check_room()
         now_ms = self.clock.now_ms()
         record = RunRecord(
-            new_run_id(now_ms), plain(name), "running", now_ms, now_ms, 1, -1, 0, 0, version,
-            principal, key, fingerprint,
+            run_id or new_run_id(now_ms), plain(name), "running", now_ms, now_ms, 1, -1, 0, 0,
+            version, principal, key, fingerprint,
+            parent=parent, concurrency_key=concurrency_key,
         )  # fmt: skip
         run = LiveRun(self.log, record, opening=True)
         run.strict = self.strict
@@ -148,37 +159,6 @@ class Engine:
         run.strict = self.strict
         self.runs[record.run_id] = run
         return run
-
-    async def reserve(self, principal: str | None, name: str, key: str) -> str | None:
-        """Return the run that has this idempotency key, or reserve the key (I7).
-
-        After None the caller must call `settle_key`.
-        """
-        place = (principal, name, key)
-        while True:
-            waiting = self._keys.get(place)
-            if waiting is None:
-                break
-            found = await asyncio.shield(waiting)
-            if found is not None:
-                return found
-        self._keys[place] = asyncio.get_running_loop().create_future()
-        record = None
-        try:
-            record = await self.store.find(principal, name, key)
-        except BaseException:
-            self.settle_key(principal, name, key, None)
-            raise
-        if record is not None:
-            self.settle_key(principal, name, key, record.run_id)
-            return record.run_id
-        return None
-
-    def settle_key(self, principal: str | None, name: str, key: str, run_id: str | None) -> None:
-        """Say which run took a reserved key; None if none did."""
-        waiting = self._keys.pop((principal, name, key), None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(run_id)
 
     async def observe(self, run_id: str, principal: str | None = None) -> LiveRun:
         """Return a run for reading, from memory or from the store.
@@ -227,29 +207,87 @@ class Engine:
         return run
 
     async def cancel(self, run: LiveRun) -> None:
-        """Ask a run to stop; returns when that is durable. Its partial output stays."""
-        if run.over or run.ended:
+        """Ask a run to stop; returns when that is durable. Its partial output stays.
+
+        A dead run is dropped: what it has done is undone, as with any other.
+        """
+        if run.over or run.record.status in TERMINAL:
             return
-        if run.id not in self.runs:  # parked: nobody drives it
+        if run.id not in self.runs or run.resting:  # nobody drives it
             await self._cancel_parked(run)
             return
         if not run.cancelling:
             seq = run.append(Kind.CANCEL)
             run.cancelling = True
-            if run.task is not None:
+            # During a replay the handler gets to where it was, so that it can be undone.
+            if run.task is not None and run.replay is None:
                 run.task.cancel("the run was cancelled")
             await run.durable(seq)
 
     async def _cancel_parked(self, run: LiveRun) -> None:
-        claimed = await self.store.claim([run.id], self.clock.now_ms())
+        while run.resting and run.id in self.runs:  # until it is durably suspended
+            await run.progress()
+        claimed = await self.store.claim([run.id], self.clock.now_ms(), dead=True)
         if not claimed:
             return
         parked = self.adopt(claimed[0])
+        entries = await read_journal(self.store, run.id)
+        unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
+        parked.append(Kind.CANCEL)
+        parked.cancelling = True
+        if unwind and self.waking.drive is not None and claimed[0].status != "diverged":
+            parked.revive()
+            await parked.durable(parked.seq - 1)
+            self.waking.drive(parked)
+            return
         try:
-            parked.append(Kind.CANCEL)
+            parked.waits.close()
             await parked.durable(parked.end(Kind.CANCELLED, "cancelled", None))
         finally:
             self.forget(parked)
+
+    async def retry(self, run: LiveRun) -> bool:
+        """Have a dead or diverged run go on; returns when that is durable. False for others.
+
+        The failure that it died of is void; what is recorded besides stays.
+        """
+        if run.record.status not in ("dead", "diverged"):
+            return False
+        claimed = await self.store.claim([run.id], self.clock.now_ms(), dead=True)
+        if not claimed or claimed[0].status not in ("dead", "diverged"):
+            return False
+        parked = self.adopt(claimed[0])
+        keys = failures_of(await read_journal(self.store, run.id))
+        seq = parked.append(Kind.RETRY, b"", orjson.dumps(keys))
+        parked.revive()
+        await parked.durable(seq)
+        if self.waking.drive is not None:
+            self.waking.drive(parked)
+        else:
+            self.forget(parked)
+        return True
+
+    async def signal(
+        self, run: LiveRun, name: str, data: Any = None, *,
+        signal_id: str | None = None, by: str | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Give a run a signal; returns when that is durable.
+
+        `data` is a JSON value of at most 256 KiB. Signals of one `signal_id` are one signal.
+
+        Raises: RunEnded, RunNotFound, AlreadyAnswered, SignalRefused, Overloaded,
+        NotSerializable, PayloadTooLarge.
+        """
+        encoded = encode_data(name, data)
+        signal = Signal(signal_id or uuid4().hex, name, encoded, by)
+        return await self.waking.signal(run, signal)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something beside the runs; it ends with the engine."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
     async def delete(self, run: LiveRun) -> bool:
         """Remove an ended run for good (I21); False while it is unfinished."""

@@ -10,18 +10,19 @@ from typing import Any
 
 import orjson
 
-from durable_endpoints import failures
 from durable_endpoints.codec import codec_of, dumps
 from durable_endpoints.engine.context import emit
+from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, ENDPOINTS, EndpointSpec
 from durable_endpoints.engine.engine import Engine
-from durable_endpoints.engine.outcomes import described, is_cancellation
+from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.reader import Reader, read_journal
-from durable_endpoints.engine.run import Event, LiveRun
+from durable_endpoints.engine.recent import Event
+from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.errors import Fenced, NotDurable, RunCancelled, RunFailed
 from durable_endpoints.journal import Journal
-from durable_endpoints.records import Entry, Kind, Status
+from durable_endpoints.records import Entry, Status
 
 logger = logging.getLogger("durable_endpoints")
 KIND = "call"
@@ -58,8 +59,8 @@ class Run:
         """
         run = self._run
         while not run.ended:
-            if run.fenced is not None:
-                raise Fenced(run.fenced)
+            if run.gone is not None:
+                raise Fenced(run.gone)
             await run.progress()
         if run.record.status == "cancelled":
             raise RunCancelled(run.id)
@@ -67,6 +68,14 @@ class Run:
             raise RunFailed(f"run {run.id} {run.record.status}: {run.record.error}")
         last = (await read_journal(self._engine.store, run.id, seq=run.durable_seq))[-1]
         return orjson.loads(last.payload) if last.payload else None
+
+    async def signal(self, name: str, data: Any = None, *, signal_id: str | None = None) -> None:
+        """Give the run a signal; returns when that is durable. See `Engine.signal`."""
+        await self._engine.signal(self._run, name, data, signal_id=signal_id)
+
+    async def retry(self) -> bool:
+        """Have a dead or diverged run go on. See `Engine.retry`."""
+        return await self._engine.retry(self._run)
 
     async def cancel(self) -> None:
         """Ask the run to stop; returns when that is durable."""
@@ -80,18 +89,27 @@ async def start(engine: Engine, function: Callable[..., Any], *args: Any, **kwar
 
     Raises: NotDurable, NotSerializable, Overloaded.
     """
+    run = begin_call(engine, function, args, kwargs)
+    await run.durable(0)
+    return Run(engine, run)
+
+
+def begin_call(
+    engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+    *, run_id: str | None = None, parent: str | None = None, principal: str | None = None,
+) -> LiveRun:  # fmt: skip
+    """Begin a call as a run; it is durable with the log's next commit. See `start`."""
     spec: EndpointSpec | None = getattr(function, "durable_endpoint", None)
     if spec is None:
         raise NotDurable(f"{function!r} is not @durable: decorate it first")
     payload = dumps({"args": args, "kwargs": kwargs}, f"arguments of {spec.name}")
     meta = orjson.dumps({"kind": KIND, "function": spec.name})
-    run = engine.begin(spec.name, version=spec.version, args=meta, payload=payload)
-    task = asyncio.get_running_loop().create_task(_drive(engine, run, spec, function, payload))
-    run.task = task
-    engine.tasks.add(task)
-    task.add_done_callback(engine.tasks.discard)
-    await run.durable(0)
-    return Run(engine, run)
+    run = engine.begin(
+        spec.name, version=spec.version, args=meta, payload=payload, principal=principal,
+        run_id=run_id, parent=parent,
+    )  # fmt: skip
+    run.task = engine.spawn(_drive(engine, run, spec, function, payload))
+    return run
 
 
 async def recover(engine: Engine, run: LiveRun, started: Entry, journal: Journal) -> None:
@@ -104,11 +122,9 @@ async def recover(engine: Engine, run: LiveRun, started: Entry, journal: Journal
     if spec.version != run.record.version:
         run.park("diverged", f"began with version {run.record.version}, the code is {spec.version}")
         return
+    run.task = engine.spawn(_drive(engine, run, spec, function, started.payload))
+    task = run.task
     run.begin_replay(journal)
-    task = asyncio.get_running_loop().create_task(
-        _drive(engine, run, spec, function, started.payload)
-    )
-    run.task = task
     await asyncio.wait([task])
 
 
@@ -116,37 +132,31 @@ async def _drive(
     engine: Engine, run: LiveRun, spec: EndpointSpec, function: Callable[..., Any], payload: bytes
 ) -> None:
     call = orjson.loads(payload)
+    life = run.life
     SCOPE.set(Scope(run))
     ADMISSION.set(None)
+    error: BaseException | None = None
+    data = b""
     try:
         if inspect.isasyncgenfunction(function):
             async for item in function(*call["args"], **call["kwargs"]):
                 emit(item)
-            data = b""
         else:
             value = await function(*call["args"], **call["kwargs"])
             data = codec_of(f"result of {spec.name}", function).encode(value)
-        if run.replay is not None and not run.replay.journal.exhausted:
-            run.diverge(run.replay.journal.difference())
-        else:
-            run.end(Kind.COMPLETED, "completed", None, data)
-    except BaseException as error:  # noqa: BLE001 - its fate is the run's
-        _end_failed(run, error)
-    finally:
-        SCOPE.set(None)
-        await engine.log.flush()
+    except BaseException as raised:  # noqa: BLE001 - its fate is the run's
+        error = raised
+    SCOPE.set(None)
+    if run.life is not life or run.resting:
+        return
+    try:
+        await conclude(run, error, complete=error is None, leaving=engine.leaving, result=data)
+    except BaseException as raised:  # noqa: BLE001 - a compensation that waits: suspended
+        if run.life is life and not run.resting:
+            run.fence(f"its end was cut short: {raised!r}")
+    if error is not None and not is_cancellation(error):
+        logger.error("run %s failed", run.id, exc_info=error)
+    await engine.log.flush()
+    if run.life is life and not run.resting:
         run.task = None
         engine.forget(run)
-
-
-def _end_failed(run: LiveRun, error: BaseException) -> None:
-    """Append the terminal entry that fits an error, unless the run is no longer ours."""
-    if run.fenced is not None or run.over:
-        logger.info("run %s: %s", run.id, run.fenced)
-    elif run.cancelling:
-        run.end(Kind.CANCELLED, "cancelled", None)
-    elif is_cancellation(error) and run.error is None:
-        run.fence("the task was cancelled; the run is taken up again")
-    else:
-        logger.error("run %s failed", run.id, exc_info=error)
-        run.end(Kind.FAILED, "failed", run.error or described(error), failures.dump(error))

@@ -12,11 +12,14 @@ import os
 import threading
 from collections.abc import Callable
 from contextvars import Context
+from typing import Any, Protocol
 
 from durable_endpoints.clock import Clock
 from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.engine.waits import Signal
 from durable_endpoints.errors import StoreError
 from durable_endpoints.limits import WINDOW_AGE_S_MAX, WINDOW_BYTES_MAX, WINDOW_ENTRIES_MAX
+from durable_endpoints.quotas import Quotas
 from durable_endpoints.stores.protocol import Store
 
 EXIT_STORE_FAILED = 70
@@ -29,12 +32,55 @@ def leave(reason: str) -> None:
     os._exit(EXIT_STORE_FAILED)
 
 
+class Host(Protocol):
+    """What a run asks of the engine around it. See `waking`."""
+
+    suspend_grace_s: float
+    quotas: Quotas
+
+    def holds(self, run: LiveRun) -> bool:
+        """Say whether somebody needs the run in memory."""
+        ...
+
+    def rested(self, run: LiveRun) -> None:
+        """Note that a run is durably suspended."""
+        ...
+
+    def child_awaited(self, run: LiveRun, child_id: str) -> None:
+        """Answer the run's wait for a child that may have ended already."""
+        ...
+
+    def child_ended(self, child: LiveRun) -> None:
+        """Note that a run which another one waits for is at its end."""
+        ...
+
+    async def begin_child(
+        self, run: LiveRun, child_id: str, function: Callable[..., Any],
+        args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Begin a child run, unless there is one of this id."""
+        ...
+
+    async def cancel_child(self, run: LiveRun, child_id: str) -> None:
+        """Cancel a child run, unless it is at its end."""
+        ...
+
+    def approval_path(self, run_id: str, ident: str, until_ms: int | None) -> str:
+        """Return the signed path under which a person decides."""
+        ...
+
+    async def send(self, run_id: str, signal: Signal) -> None:
+        """Give another run a signal; returns when that is durable."""
+        ...
+
+
 class Log:
     """The one writer of a store."""
 
     def __init__(
-        self, store: Store, clock: Clock, on_failure: Callable[[str], None] = leave
+        self, store: Store, clock: Clock, host: Host, on_failure: Callable[[str], None] = leave
     ) -> None:
+        self.host = host
         self.store = store
         self.clock = clock
         self.now_ms = clock.now_ms

@@ -6,7 +6,9 @@ from zlib import crc32
 
 import orjson
 
-from durable_endpoints.engine.run import Event, LiveRun, expire
+from durable_endpoints.engine.life import expire
+from durable_endpoints.engine.recent import Event
+from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Corrupt, Fenced
 from durable_endpoints.frames import unpack
 from durable_endpoints.limits import READ_BYTES_MAX
@@ -17,12 +19,13 @@ from durable_endpoints.stores.protocol import Store, StoredFrame
 class Reader:
     """One observer's place in a run's events."""
 
-    __slots__ = ("_store", "offset", "run")
+    __slots__ = ("_seen", "_store", "offset", "run")
 
     def __init__(self, store: Store, run: LiveRun, offset: int = 0) -> None:
         self._store = store
         self.run = run
         self.offset = offset  # of the next event to read
+        self._seen = 0  # epoch in which the run was seen to be suspended
 
     async def available(self) -> list[Event]:
         """Return durable events from the cursor on, without waiting for more; moves the cursor."""
@@ -45,7 +48,7 @@ class Reader:
     async def read(self, timeout_s: float | None = None) -> list[Event] | None:
         """Return the next events, waiting for them; an empty list at the end of the response.
 
-        None if `timeout_s` seconds passed without one.
+        None if `timeout_s` seconds passed without one, or if the run was suspended.
 
         Raises: Fenced if the run goes on elsewhere.
         """
@@ -57,8 +60,11 @@ class Reader:
                     return events
             if run.response_ended or run.ended:
                 return []
-            if run.fenced is not None:
-                raise Fenced(run.fenced)
+            if run.gone is not None:
+                raise Fenced(run.gone)
+            if run.record.status == "suspended" and self._seen != run.record.epoch:
+                self._seen = run.record.epoch
+                return None
             if not await self.moved(timeout_s):
                 return None
 

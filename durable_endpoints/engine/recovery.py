@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -28,22 +28,30 @@ from durable_endpoints.records import Entry, Kind, RunRecord
 logger = logging.getLogger("durable_endpoints")
 
 
+# A cancelled run that holds these is driven to where it was, so that it can be undone.
+_UNWOUND: Final = frozenset({Kind.UNDOABLE, Kind.SPAWN})
+
+
 class Recovery:
     """Sweeps the store for unfinished runs at start, and every second after."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._taken: set[str] = set()
+        engine.waking.take = self._take
+        engine.waking.drive = self.drive
         self._suspects: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to sweep."""
-        self._spawn(self._sweep_forever())
+        self.engine.spawn(self._sweep_forever())
+        self.engine.spawn(self.engine.waking.watch())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self.engine.tasks.add(task)
-        task.add_done_callback(self.engine.tasks.discard)
+    def drive(self, run: LiveRun) -> asyncio.Task[None]:
+        """Drive a run on that was adopted."""
+        self._taken.add(run.id)
+        task = self.engine.spawn(self._recover(run))
+        task.add_done_callback(partial(self._done, run.id))
         return task
 
     async def _sweep_forever(self) -> None:
@@ -69,7 +77,7 @@ class Recovery:
         for at in range(0, len(fresh), RECOVERIES_PARALLEL_MAX):
             await self._take(fresh[at : at + RECOVERIES_PARALLEL_MAX])
         if suspects and self._suspects is None:
-            self._suspects = self._spawn(self._take_suspects(suspects))
+            self._suspects = self.engine.spawn(self._take_suspects(suspects))
 
     async def _take_suspects(self, suspects: Sequence[RunRecord]) -> None:
         try:
@@ -96,9 +104,7 @@ class Recovery:
         driving = []
         for record in await engine.store.claim(ids, engine.clock.now_ms()):
             run = engine.adopt(record)
-            self._taken.add(run.id)
-            task = self._spawn(self._recover(run))
-            task.add_done_callback(partial(self._done, run.id))
+            task = self.drive(run)
             driving.append(self._caught_up(run, task, progress=suspect_s is not None))
         try:
             async with asyncio.timeout(suspect_s or RECOVERY_PATIENCE_S):
@@ -115,7 +121,7 @@ class Recovery:
         self._taken.discard(run_id)
 
     async def _recover(self, run: LiveRun) -> None:
-        engine = self.engine
+        engine, life = self.engine, run.life
         try:
             await self._drive(run)
         except Fenced as reason:
@@ -124,7 +130,8 @@ class Recovery:
             logger.exception("run %s could not be recovered; the next sweep tries again", run.id)
         finally:
             await run.log.flush()
-            engine.forget(run)
+            if run.life is life and not run.resting:
+                engine.forget(run)
 
     async def _drive(self, run: LiveRun) -> None:
         if run.record.attempts > RECOVERIES_MAX:
@@ -138,9 +145,12 @@ class Recovery:
             logger.exception("run %s is damaged and set aside", run.id)
             run.park("dead", f"damaged: {error}")
             return
-        if any(entry.kind == Kind.CANCEL for entry in entries):
+        run.cancelling = any(entry.kind == Kind.CANCEL for entry in entries)
+        if run.cancelling and not any(entry.kind in _UNWOUND for entry in entries):
+            run.waits.close()
             run.end(Kind.CANCELLED, "cancelled", None)
             return
+        run.waits.restore(entries)
         started = entries[0]
         meta = orjson.loads(started.args)
         driver = self.engine.drivers.get(meta["kind"])
@@ -151,9 +161,6 @@ class Recovery:
         run.progress_after = len(entries) + 1  # what recovery itself appends is no progress
         journal = Journal(interrupt(run, entries))
         run.progress_after = journal.voided
-        if run.cancelling:  # while its journal was being read
-            run.end(Kind.CANCELLED, "cancelled", None)
-            return
         logger.info("run %s goes on (attempt %d)", run.id, run.record.attempts)
         await driver(run, started, journal)
 

@@ -6,28 +6,38 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import orjson
 
+from durable_endpoints.engine.life import Life, expire
+from durable_endpoints.engine.recent import Event, Recent
 from durable_endpoints.engine.replay import Replay
+from durable_endpoints.engine.waits import Waits
 from durable_endpoints.errors import Diverged, Fenced
 from durable_endpoints.failures import plain
 from durable_endpoints.frames import pack, pack_entry
 from durable_endpoints.limits import (
     FIRST_COMMIT_S_MAX,
-    RECENT_BYTES_MAX,
     REPLAY_STALL_S,
     RUN_BYTES_MAX,
     RUN_ENTRIES_MAX,
     TURN_S_MAX,
 )
-from durable_endpoints.records import REPEATED_KINDS, TERMINAL_KINDS, Frame, Kind, RunRecord, Status
+from durable_endpoints.records import (
+    REPEATED_KINDS,
+    TERMINAL_KINDS,
+    Frame,
+    Kind,
+    RunRecord,
+    Status,
+)
 from durable_endpoints.states import ENDED, move
 
 if TYPE_CHECKING:
     from durable_endpoints.engine.log import Log
+    from durable_endpoints.engine.undo import Undo
     from durable_endpoints.journal import Journal
 
 
@@ -35,31 +45,17 @@ if TYPE_CHECKING:
 _HEAD, _REWIND = Kind.HEAD, Kind.REWIND
 
 
-class Event(NamedTuple):
-    """What observers see. `crc` is the rolling hash up to and with this event."""
-
-    offset: int
-    kind: Kind
-    payload: bytes
-    crc: int
-
-
-def expire(waiter: asyncio.Future[bool]) -> None:
-    """Tell who waits for a run that its time is over."""
-    if not waiter.done():
-        waiter.set_result(False)
-
-
 class LiveRun:
     """One run that this process drives or observes."""
 
     __slots__ = (
         "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq", "_hash_in", "_opening",
-        "_parked", "_parts", "_progress", "_recent_bytes", "_status", "_waiters", "at_ms",
-        "body_end_seq", "cancelling", "caught_up", "crc", "damaged", "durable_offset",
-        "durable_seq", "early", "error", "fenced", "head", "held_back", "log", "offset",
-        "progress_after", "progressed", "queued", "readers", "recent", "record", "replay",
-        "rewind_aware", "rewinds", "seq", "strict", "task", "terminal_seq", "yielded_s",
+        "_parked", "_parts", "_progress", "_status", "_waiters", "_waits", "at_ms",
+        "body_end_seq", "cancelling", "caught_up", "children", "crc", "damaged", "durable_offset",
+        "durable_seq", "early", "error", "fenced", "given_up", "head", "held_back", "life", "log",
+        "offset", "patches", "progress_after", "progressed", "queued", "readers", "recent",
+        "record", "replay", "resting", "rewind_aware", "rewinds", "seq", "strict", "task",
+        "terminal_seq", "undo", "yielded_s",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -71,7 +67,7 @@ class LiveRun:
         self.durable_seq = record.last_seq
         self.durable_offset = record.events
         self.head: bytes | None = None
-        self.recent: list[Event] = []
+        self.recent = Recent()
         self.rewinds: list[tuple[int, int]] = []  # (offset of the rewind, what it went back to)
         self.rewind_aware = False
         self.early: list[bytes] | None = None  # emitted before the response began
@@ -80,11 +76,17 @@ class LiveRun:
         self.replay: Replay | None = None
         self.damaged = False  # its journal cannot be read
         self.fenced: str | None = None
+        self.life = Life()
+        self.resting = False  # suspended: fenced here until it is woken
         self.cancelling = False
+        self.given_up: BaseException | None = None  # the failure that ended a step's retries
+        self.undo: list[Undo] = []
+        self.children: dict[str, str] = {}  # run id -> name
+        self.patches: dict[str, bool] = {}
         self.yielded_s = log.clock.monotonic_s()  # when its handler last let others go on
         self.held_back = False
         self.progressed = False  # durably, since this process took charge
-        self.caught_up = False  # with its journal, after a recovery
+        self.caught_up = opening  # with its journal, after a recovery
         self.strict = False
         self.queued = False
         self.error: str | None = record.error
@@ -94,11 +96,11 @@ class LiveRun:
         self._status: Status = record.status
         self._opening = opening
         self._bytes = 0
-        self._recent_bytes = 0
         self._parked = False
         self._progress = False
         self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
+        self._waits: Waits | None = None
         self._parts: list[bytes] = []
         self._events = 0
         self._first_seq = self.seq
@@ -125,6 +127,18 @@ class LiveRun:
         """Whether a terminal entry has been appended: nothing may follow (I15)."""
         return self.terminal_seq >= 0
 
+    @property
+    def gone(self) -> str | None:
+        """Why this process says nothing more of the run; None while it does."""
+        return None if self.resting else self.fenced
+
+    @property
+    def waits(self) -> Waits:
+        """What the run waits for."""
+        if self._waits is None:
+            self._waits = Waits(self)
+        return self._waits
+
     def take_over(self, record: RunRecord) -> None:
         """Go on under a new epoch, from what is durable."""
         self.record = record
@@ -133,8 +147,14 @@ class LiveRun:
         self.durable_seq, self.durable_offset = record.last_seq, record.events
         self.crc = self._hash_in
         self._status = record.status
+        self.life.over = True
+        self.life = Life()
         self.fenced, self.replay, self.task = None, None, None
         self._parked = self._progress = self.progressed = self.caught_up = False
+        self.resting = self.cancelling = False
+        self.given_up, self._waits = None, None
+        self.undo, self.patches, self.children = [], {}, {}
+        self.recent.forget_from(self.offset)
 
     def rehash(self, crc: int) -> None:
         """Set the rolling hash of the events so far, of a run loaded from the store."""
@@ -190,8 +210,7 @@ class LiveRun:
             self.head = payload
         elif kind == _REWIND:
             self.rewinds.append((event.offset, int(orjson.loads(payload)["to"])))
-        self.recent.append(event)
-        self._recent_bytes += len(payload)
+        self.recent.add(event)
         return event
 
     def emit(self, block: bytes) -> None:
@@ -213,17 +232,33 @@ class LiveRun:
         self.error = error and plain(error)
         seq = self.append(kind, b"", payload)
         self.terminal_seq = seq
+        if self._waits is not None:
+            self._waits.close()
         return seq
+
+    def suspend(self) -> None:
+        """Leave memory until a timer, a signal or somebody's word brings the run back."""
+        self.park("suspended", None)
+        self._progress = True  # it came to its wait
+        self.resting, self.fenced = True, "the run is suspended"
+        if self.task is not None:
+            self.task.cancel(self.fenced)
 
     def begin_replay(self, journal: Journal, stall_s: float = REPLAY_STALL_S) -> None:
         """Let the handler run over what is recorded."""
         self.caught_up = journal.exhausted
+        self.cancelling = journal.cancelled
+        self.patches = dict.fromkeys(journal.patches, True)
+        if journal.exhausted and self.cancelling and self.task is not None:
+            self.task.cancel("the run was cancelled")
         if not journal.exhausted:
             self.replay = Replay(journal, self.log.loop, self._replayed, self._stalled, stall_s)
 
     def _replayed(self) -> None:
         self.replay = None
         self.caught_up = True
+        if self.cancelling and self.task is not None:
+            self.task.cancel("the run was cancelled")
         self.wake()
 
     def _stalled(self, difference: str) -> None:
@@ -243,10 +278,14 @@ class LiveRun:
                 self.task.cancel("diverged")
         return Diverged(difference)
 
-    def park(self, status: Status, error: str) -> None:
+    def revive(self) -> None:
+        """Let a run that was dead or diverged go on, as of the next frame."""
+        self._status, self.error = move(self._status, "running"), None
+
+    def park(self, status: Status, error: str | None) -> None:
         """Set a status without an entry: the journal stays as it is (I11, I17)."""
         self._status = move(self._status, status)
-        self.error = plain(error)
+        self.error = error and plain(error)
         self._parked = True
         self.log.appended(self, 0)
 
@@ -266,6 +305,10 @@ class LiveRun:
             self._events, self._hash_in, pack(self._parts) if count else b"", self.at_ms,
             self._status, self.record if self._opening else None, self.error, self._progress,
         )  # fmt: skip
+        if self._waits is not None:
+            self._waits.add_to(frame)
+        if self.record.parent is not None and frame.status in ENDED:
+            frame.wakes = self.record.parent
         self._opening = False
         self._progress = False
         self._parts = []
@@ -283,31 +326,27 @@ class LiveRun:
         record.status = frame.status
         record.updated_at_ms = frame.at_ms
         record.error = frame.error
+        record.wake_at_ms, record.waiting = frame.wake_at_ms, frame.waiting
         self.progressed = self.progressed or frame.progress
-        if self._recent_bytes > 2 * RECENT_BYTES_MAX:
-            self._trim()
+        if frame.wakes is not None:
+            self.log.host.child_ended(self)
+        if self.resting:
+            self.log.host.rested(self)
+        self.recent.trim(self.durable_offset)
         self.wake()
 
     def fence(self, reason: str) -> None:
         """Stop: another owner commits for the run, or the process is leaving (I6, I22)."""
-        if self.fenced is None:
-            self.fenced = reason
+        if self.fenced is None or self.resting:
+            self.fenced, self.resting = reason, False
             self._parts = []
+            if self._waits is not None:
+                self._waits.close()
             if self.replay is not None:
                 self.replay.close()
             if self.task is not None:
                 self.task.cancel(reason)
             self.wake()
-
-    def _trim(self) -> None:
-        keep, size = len(self.recent), 0
-        while keep and (
-            size < RECENT_BYTES_MAX or self.recent[keep - 1].offset >= self.durable_offset
-        ):
-            keep -= 1
-            size += len(self.recent[keep].payload)
-        del self.recent[:keep]
-        self._recent_bytes = size
 
     # --- waiting
 
@@ -358,8 +397,4 @@ class LiveRun:
 
     def recent_from(self, offset: int) -> list[Event] | None:
         """Return durable events from `offset` on; None if memory does not reach back so far."""
-        recent = self.recent
-        if not recent or recent[0].offset > offset:
-            return None if offset < self.durable_offset else []
-        first = recent[0].offset
-        return recent[offset - first : self.durable_offset - first]
+        return self.recent.between(offset, self.durable_offset)

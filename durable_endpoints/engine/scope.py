@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, TypeAlias
 
 from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.errors import Fenced
 
 Factory: TypeAlias = Callable[..., "asyncio.Future[Any]"]
 
@@ -21,10 +22,13 @@ Factory: TypeAlias = Callable[..., "asyncio.Future[Any]"]
 class Scope:
     """One task of a run."""
 
-    __slots__ = ("_children", "_inside", "calls", "inert", "loop", "path", "random", "run")
+    __slots__ = (
+        "_children", "_inside", "calls", "inert", "life", "loop", "path", "random", "run"
+    )  # fmt: skip
 
     def __init__(self, run: LiveRun, path: str = "") -> None:
         self.run = run
+        self.life = run.life
         self.path = path
         self.calls = 0
         self.inert = False  # inside a step: what it calls belongs to it
@@ -34,10 +38,20 @@ class Scope:
         self._children: dict[str, int] | None = None
 
     def next_call(self) -> str:
-        """Return the identity of the next call."""
+        """Return the identity of the next call.
+
+        Raises: Fenced in what is left of a handler that has been begun anew.
+        """
+        if self.life.over:
+            self.check_life()
         number = self.calls
         self.calls = number + 1
         return f"{self.path}{number}"
+
+    def check_life(self) -> None:
+        """Raise Fenced in what is left of a handler that has been begun anew."""
+        if self.life.over:
+            raise Fenced("the run goes on without this task")
 
     def child(self, name: str) -> Scope:
         """Return the scope of a task that this one creates."""

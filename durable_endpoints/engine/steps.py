@@ -19,8 +19,10 @@ from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.errors import ControlSignal, Diverged, StepFailed
 from durable_endpoints.journal import Recorded
 from durable_endpoints.limits import ARGS_BYTES_MAX, NAME_CHARS_MAX
+from durable_endpoints.quotas import RateLimit
 from durable_endpoints.records import Entry, Kind
 from durable_endpoints.redact import names_secret
+from durable_endpoints.retry import Retry
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ T = TypeVar("T")
 _STEP, _STEP_FAILED = Kind.STEP, Kind.STEP_FAILED
 _TOOK_US_MAX: Final = 0xFFFFFFFF
 
+AMBIGUITY_POLICIES: Final = ("retry", "ask", "fail")
 INTERRUPT_POLICIES: Final = ("auto", "restart", "resume", "finalize", "fail", "hold")
 
 
@@ -40,8 +43,23 @@ class StepSpec:
     timeout_s: float | None = None
     on_interrupt: str = "auto"
     secret: bool = False  # a parameter holds a secret: its arguments are not stored
+    retry: Retry | None = None
+    rate_limit: RateLimit | None = None
+    compensate: Callable[..., Awaitable[Any]] | None = None
+    effect: bool = False
+    on_ambiguous: str = "retry"
+    verify: Callable[..., Awaitable[Any]] | None = None
+
+    @property
+    def staged(self) -> bool:
+        """Whether it takes more than one go: then `attempts` runs it."""
+        return self.effect or bool(self.retry or self.rate_limit or self.compensate)
 
     def __post_init__(self) -> None:
+        if self.on_ambiguous not in AMBIGUITY_POLICIES:
+            raise ValueError(
+                f"on_ambiguous={self.on_ambiguous!r}: choose one of {', '.join(AMBIGUITY_POLICIES)}"
+            )
         if not 0 < len(self.name) <= NAME_CHARS_MAX:
             raise ValueError(f"a step's name has 1 to {NAME_CHARS_MAX} characters: {self.name!r}")
         if self.on_interrupt not in INTERRUPT_POLICIES:
@@ -96,6 +114,8 @@ async def settle(run: LiveRun) -> None:
     """Wait until something new may be appended: after all recorded, within the window."""
     if run.replay is not None:
         await run.replay.exhausted()
+        if run.cancelling:  # nothing new begins
+            raise asyncio.CancelledError("the run was cancelled")
     if run.log.full:
         await run.log.room()
 
@@ -118,6 +138,8 @@ async def run_step(
     replay = run.replay
     if replay is not None:
         replay.working += 1
+    life = scope.life
+    life.working += 1
     monotonic_s = run.log.clock.monotonic_s
     began_s = monotonic_s()
     token = SCOPE.set(scope.inside_step())
@@ -125,20 +147,22 @@ async def run_step(
     value = None
     try:
         work = function(*args, **kwargs)
-        value = await (work if spec.timeout_s is None else _timed(work, spec.timeout_s))
+        value = await (work if spec.timeout_s is None else timed(work, spec.timeout_s))
     except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
         failure = error
     finally:
         SCOPE.reset(token)
         if replay is not None:
             replay.working -= 1
+        life.working -= 1
     kind, data = _STEP, b""
     if failure is None:
         data, value = spec.codec.record(value)
     else:
         kind, data = _STEP_FAILED, failures.dump(failure)
-    if run.replay is not None or run.log.full:
+    if run.replay is not None or run.log.full or life.over:
         await settle(run)
+        scope.check_life()
     now_s = monotonic_s()
     took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
     key = f"{ident} {spec.name}".encode()
@@ -152,7 +176,8 @@ async def run_step(
     return value
 
 
-async def _timed(work: Awaitable[Any], timeout_s: float) -> Any:
+async def timed(work: Awaitable[Any], timeout_s: float) -> Any:
+    """Await something for so many seconds; TimeoutError after them."""
     async with asyncio.timeout(timeout_s):
         return await work
 
@@ -162,6 +187,8 @@ async def _recorded(scope: Scope, ident: str, name: str, check: int) -> Entry | 
     run = scope.run
     call = claim(run, ident, name, check)
     if call is None or not call.deliveries:
+        if run.cancelling:
+            await settle(run)
         return None
     delivery = call.deliveries[0]
     if run.replay is not None:

@@ -91,6 +91,8 @@ async def _live(
     run = scope.run
     codec, inside = spec.codec, scope.inside_step()
     began_s = run.log.clock.monotonic_s()
+    life = scope.life
+    life.working += 1
     try:
         while True:
             token = SCOPE.set(inside)
@@ -103,12 +105,15 @@ async def _live(
             data, value = codec.record(item)
             if run.log.full:
                 await run.log.room()
+            if life.over:
+                scope.check_life()
             seq = run.append(_ITEM, key, data)
             if run.strict:
                 await run.durable(seq)
             yield value
     except GeneratorExit:
-        if run.fenced is None and not run.over and not run.cancelling:
+        live = run.fenced is None and not life.over
+        if live and not run.over and not run.cancelling:
             run.append(Kind.STREAM_END, key, CLOSED)
         raise
     except Exception as failure:  # noqa: BLE001 - whatever it raises is its outcome
@@ -116,9 +121,11 @@ async def _live(
         run.append(Kind.STEP_FAILED, key, failures.dump(failure))
         raise as_recorded(spec, failure) from failure.__cause__
     finally:
+        life.working -= 1
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()
+    scope.check_life()
     took_us = int((run.log.clock.monotonic_s() - began_s) * 1e6)
     run.append(Kind.STREAM_END, key, took_us=min(took_us, 0xFFFFFFFF))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from durable_endpoints.records import Frame, RunRecord
+import orjson
+
+from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.states import ENDED, move
-from durable_endpoints.stores.protocol import Query, StoredFrame
+from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
 
 _NOBODY = "\0"
 
@@ -19,6 +21,7 @@ class MemoryStore:
         self.failed: str | None = None
         self._runs: dict[str, RunRecord] = {}
         self._frames: dict[str, list[StoredFrame]] = {}
+        self._waits: dict[str, dict[str, WaitRecord]] = {}
         self._deleted: dict[str, str | None] = {}
 
     async def open(self) -> None:
@@ -51,7 +54,28 @@ class MemoryStore:
             run.updated_at_ms = frame.at_ms
             run.attempts = 0 if frame.progress else run.attempts
             run.error = frame.error if frame.error is not None else run.error
+            run.wake_at_ms, run.waiting = frame.wake_at_ms, frame.waiting
+            self._follow(frame)
         return frozenset(fenced)
+
+    def _follow(self, frame: Frame) -> None:
+        """Open and answer the frame's waits, and wake whom it wakes."""
+        waits = self._waits.setdefault(frame.run_id, {})
+        waits.update({wait.ident: wait for wait in frame.waits})
+        for ident in frame.answered:
+            if ident == "*":
+                waits.clear()
+            waits.pop(ident, None)
+        waiting = self._runs.get(frame.wakes or "")
+        if waiting is not None and waiting.status == "suspended":
+            waiting.wake_at_ms = 0
+
+    async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:
+        """See `Store.waits`."""
+        rows = [self._waits.get(run_id, {}) for run_id in sorted(self._runs)]
+        return [wait for row in rows for _, wait in sorted(row.items()) if _wanted(wait, query)][
+            : query.limit
+        ]
 
     def _known(self, run_id: str) -> bool:
         return run_id in self._runs or run_id in self._deleted
@@ -95,16 +119,24 @@ class MemoryStore:
             and (query.name is None or run.name == query.name)
             and (query.principal is None or run.principal == query.principal)
             and (query.before is None or run.run_id < query.before)
+            and (query.due_ms is None or _is_due(run, query.due_ms))
+            and (query.parent is None or run.parent == query.parent)
+            and (query.concurrency_key in (None, run.concurrency_key))
         ][: query.limit]
 
-    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
+    async def claim(
+        self, run_ids: Sequence[str], now_ms: int, *, dead: bool = False
+    ) -> Sequence[RunRecord]:
         """See `Store.claim`."""
-        return [found for run_id in run_ids if (found := self._claim(run_id, now_ms))]
+        return [found for run_id in run_ids if (found := self._claim(run_id, now_ms, dead=dead))]
 
-    def _claim(self, run_id: str, now_ms: int) -> RunRecord | None:
+    def _claim(self, run_id: str, now_ms: int, *, dead: bool) -> RunRecord | None:
         run = self._runs.get(run_id)
-        if run is None or run.status in ENDED:
+        if run is None or (run.status in ENDED and not (dead and run.status == "dead")):
             return None
+        if run.status == "suspended":
+            run.status = "running"
+        run.wake_at_ms = run.waiting = None
         run.epoch += 1
         run.attempts += 1
         run.updated_at_ms = now_ms
@@ -122,6 +154,7 @@ class MemoryStore:
         if run is None:
             return False
         self._frames.pop(run_id, None)
+        self._waits.pop(run_id, None)
         self._deleted[run_id] = run.principal
         return True
 
@@ -131,3 +164,20 @@ class MemoryStore:
 
     async def close(self) -> None:
         """See `Store.close`."""
+
+
+def _is_due(run: RunRecord, due_ms: int) -> bool:
+    return run.wake_at_ms is not None and run.wake_at_ms <= due_ms
+
+
+def _wanted(wait: WaitRecord, query: WaitQuery) -> bool:
+    if query.payload is not None:
+        wanted = orjson.loads(wait.match) if wait.match else None
+        if wanted is None or any(query.payload.get(key) != wanted[key] for key in wanted):
+            return False
+    return (
+        query.name in (None, wait.name)
+        and query.run_id in (None, wait.run_id)
+        and (not query.kinds or wait.kind in query.kinds)
+        and (query.any_principal or query.principal == wait.principal)
+    )

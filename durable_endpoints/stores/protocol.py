@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from durable_endpoints.records import Frame, RunRecord, Status
+from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,26 @@ class Query:
     name: str | None = None
     principal: str | None = None
     before: str | None = None
+    limit: int = 50
+    due_ms: int | None = None  # runs that are to be woken by then
+    parent: str | None = None
+    concurrency_key: str | None = None
+    unowned: bool = False  # only runs that may be claimed: no other node drives them
+
+
+@dataclass(frozen=True, slots=True)
+class WaitQuery:
+    """Which open waits to list, oldest first.
+
+    With a `payload`, only those whose `match` is among its fields.
+    """
+
+    name: str | None = None
+    kinds: tuple[str, ...] = ()
+    run_id: str | None = None
+    payload: Mapping[str, Any] | None = None
+    principal: str | None = None
+    any_principal: bool = True
     limit: int = 50
 
 
@@ -53,7 +73,9 @@ class Store(Protocol):
 
         A frame is written only if its run has its `epoch` and ends just before its `first_seq`,
         checked in the statement that inserts (I6). The ids of the others are returned: they are
-        fenced, the rest of the batch stands. Does not return before the disk has it.
+        fenced, the rest of the batch stands. Does not return before the disk has it. A frame's
+        waits are opened and answered with it (`"*"`: all of the run's), and the suspended run
+        that it `wakes` becomes due.
         """
         ...
 
@@ -79,11 +101,18 @@ class Store(Protocol):
         """Return rows, newest first."""
         ...
 
-    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
+    async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:
+        """Return open waits, those of the oldest run first."""
+        ...
+
+    async def claim(
+        self, run_ids: Sequence[str], now_ms: int, *, dead: bool = False
+    ) -> Sequence[RunRecord]:
         """Raise the runs' epochs and count an attempt, durably, before their code runs (I17).
 
-        The count starts anew if entries came since the last claim. Returns the rows of those that
-        are unfinished, in one transaction.
+        The count starts anew if entries came since the last claim. A suspended run becomes
+        running. Returns the rows of those that are unfinished, in one transaction; dead runs
+        count as unfinished if `dead` is set.
         """
         ...
 

@@ -18,10 +18,10 @@ import aiosqlite
 
 from durable_endpoints import limits
 from durable_endpoints.errors import StoreError, StoreFailed, StoreRefused
-from durable_endpoints.records import Frame, RunRecord
-from durable_endpoints.stores import statements
+from durable_endpoints.records import Frame, RunRecord, WaitRecord
+from durable_endpoints.stores import statements, waits
 from durable_endpoints.stores.ownership import Ownership
-from durable_endpoints.stores.protocol import Query, StoredFrame
+from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
 
 T = TypeVar("T")
 Rows: TypeAlias = list[RunRecord]  # inside the class, `list` is a method
@@ -130,6 +130,9 @@ class SQLiteStore:
             ("name", "=", query.name),
             ("principal", "=", query.principal),
             ("run_id", "<", query.before),
+            ("wake_at_ms", "<=", query.due_ms),
+            ("parent", "=", query.parent),
+            ("concurrency_key", "=", query.concurrency_key),
         ):
             if value is not None:
                 terms.append(f"{column} {sign} ?")
@@ -138,9 +141,15 @@ class SQLiteStore:
         values.append(min(query.limit, limits.LIST_ROWS_MAX))
         return await self._rows(f"{where}order by run_id desc limit ?", tuple(values))
 
-    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
+    async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:
+        """See `Store.waits`."""
+        return await self._read(lambda db: waits.find(db, query))
+
+    async def claim(
+        self, run_ids: Sequence[str], now_ms: int, *, dead: bool = False
+    ) -> Sequence[RunRecord]:
         """See `Store.claim`."""
-        return await self._write(lambda db: statements.claim(db, run_ids, now_ms))
+        return await self._write(lambda db: statements.claim(db, run_ids, now_ms, dead=dead))
 
     async def release(self, run_ids: Sequence[str]) -> None:
         """See `Store.release`."""
@@ -200,6 +209,8 @@ class SQLiteStore:
             return db
 
         connection = _Connection(connector, iter_chunk_size=64)
+        # A store that nobody closed must not keep the interpreter from its end.
+        connection._thread.daemon = True  # noqa: SLF001
         await connection
         return connection
 

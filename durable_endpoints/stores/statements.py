@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from durable_endpoints.records import Frame, RunRecord
+from durable_endpoints.stores import waits
 from durable_endpoints.stores.protocol import StoredFrame
 
 T = TypeVar("T")
@@ -17,9 +18,10 @@ SEQ_MAX: Final = (1 << SEQ_BITS) - 1
 
 ROW: Final = (
     "run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events, attempts,"
-    " version, principal, idempotency_key, fingerprint, error"
+    " version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,"
+    " concurrency_key"
 )
-_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values ({', '.join('?' * 15)})"  # noqa: S608
+_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values ({', '.join('?' * 19)})"  # noqa: S608
 _FIRST: Final = (
     "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
     " values (?, ?, ?, ?, ?, ?, ?)"
@@ -32,12 +34,16 @@ _INSERT: Final = (
 )
 _ADVANCE: Final = (
     "update runs set last_seq = ?3, events = ?4, status = ?5, updated_at_ms = ?6,"
-    " error = coalesce(?7, error), attempts = case when ?9 then 0 else attempts end"
+    " error = coalesce(?7, error), attempts = case when ?9 then 0 else attempts end,"
+    " wake_at_ms = ?10, waiting = ?11"
     " where run_id = ?1 and epoch = ?2 and last_seq = ?8"
 )
 CLAIM: Final = (
-    "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempts = attempts + 1"  # noqa: S608
-    " where run_id = ?1 and status in ('running', 'suspended', 'diverged')"
+    "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempts = attempts + 1,"  # noqa: S608
+    " status = case when status = 'suspended' then 'running' else status end,"
+    " wake_at_ms = null, waiting = null"
+    " where run_id = ?1 and (status in ('running', 'suspended', 'diverged')"
+    " or ?3 and status = 'dead')"
     f" returning {ROW}"
 )
 
@@ -62,14 +68,17 @@ def append(
 
     def work() -> frozenset[str]:
         first = [f for f in batch if f.opening is not None]
+        fenced = _NONE
         if first:  # nobody else can know these runs: there is nothing to compare
             db.executemany(_OPEN_RUN, [_opening_row(numbers[f.run_id], f) for f in first])
             db.executemany(_FIRST, [_first_row(numbers[f.run_id], f) for f in first])
-        return (
-            _go_on(db, [f for f in batch if f.opening is None])
-            if len(first) < len(batch)
-            else _NONE
-        )
+        if len(first) < len(batch):
+            fenced = _go_on(db, [f for f in batch if f.opening is None])
+        for frame in batch:
+            followed = frame.waits or frame.answered or frame.wakes
+            if followed and frame.run_id not in fenced:
+                waits.follow(db, frame)
+        return fenced
 
     return transaction(db, work)
 
@@ -108,7 +117,8 @@ def _opening_row(number: int, frame: Frame) -> tuple[Any, ...]:
     return (
         number, run.run_id, run.name, frame.status, run.created_at_ms, frame.at_ms, frame.epoch,
         frame.last_seq, frame.events, 0, run.version, run.principal,
-        run.idempotency_key, run.fingerprint, frame.error,
+        run.idempotency_key, run.fingerprint, frame.error, frame.wake_at_ms, frame.waiting,
+        run.parent, run.concurrency_key,
     )  # fmt: skip
 
 
@@ -130,6 +140,7 @@ def _advance_row(frame: Frame) -> tuple[Any, ...]:
     return (
         frame.run_id, frame.epoch, frame.last_seq, frame.first_offset + frame.events,
         frame.status, frame.at_ms, frame.error, frame.first_seq - 1, frame.progress,
+        frame.wake_at_ms, frame.waiting,
     )  # fmt: skip
 
 
@@ -157,13 +168,15 @@ def read(
     return found
 
 
-def claim(db: sqlite3.Connection, run_ids: Sequence[str], now_ms: int) -> list[RunRecord]:
+def claim(
+    db: sqlite3.Connection, run_ids: Sequence[str], now_ms: int, *, dead: bool
+) -> list[RunRecord]:
     """Raise the runs' epochs and count an attempt. See `Store.claim`."""
 
     def work() -> list[RunRecord]:
         found = []
         for run_id in run_ids:
-            rows = db.execute(CLAIM, (run_id, now_ms)).fetchall()
+            rows = db.execute(CLAIM, (run_id, now_ms, dead)).fetchall()
             found += [RunRecord(*row) for row in rows]
         return found
 
@@ -181,6 +194,7 @@ def delete(db: sqlite3.Connection, run_id: str) -> bool:
             return False
         low, high = row[0] << SEQ_BITS, (row[0] + 1) << SEQ_BITS
         db.execute("delete from frames where id between ? and ?", (low, high - 1))
+        db.execute("delete from waits where no = ?", (row[0],))
         db.execute("insert into deleted (run_id, principal) values (?, ?)", (run_id, row[1]))
         return True
 

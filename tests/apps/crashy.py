@@ -212,6 +212,7 @@ async def poison() -> StreamingResponse:
 
     async def body() -> AsyncIterator[str]:
         yield f"data: {await draw('last', 0)}\n\n"
+        await asyncio.sleep(0.05)  # so that the run is durable, and comes back
         executed("poison")
         os._exit(13)
 

@@ -41,6 +41,7 @@ class World:
         await engine.open()
         self.recovery = Recovery(engine)
         await self.recovery.sweep()
+        engine.spawn(engine.waking.watch())
 
     async def crash(self) -> None:
         """End the process: what is not durable is gone, nothing is said to anybody."""
@@ -65,12 +66,21 @@ class World:
     async def run_of(self, run_id: str) -> Run:
         return Run(self.engine, await self.engine.observe(run_id))
 
+    async def ended_for_good(self, run_id: str) -> Run:
+        """Wait until the run is at its end, however often it is suspended before."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                record = await self.store.get(run_id)
+                if record is not None and record.status not in ("running", "suspended"):
+                    return await self.run_of(run_id)
+                await asyncio.sleep(0.001)
+
     async def ended(self, run_id: str) -> Run:
         """Wait until the run is at its end, or parked."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 record = await self.store.get(run_id)
-                if record is not None and record.status != "running":
+                if record is not None and record.status not in ("running", "suspended"):
                     return await self.run_of(run_id)
                 await asyncio.sleep(0.001)
 

@@ -1,0 +1,93 @@
+"""Durable waits: for a time, for a signal, for a person's decision, for a child run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from durable_endpoints.engine.scope import Scope
+from durable_endpoints.engine.steps import claim, settle
+from durable_endpoints.engine.waits import LISTED, Wait
+from durable_endpoints.errors import SignalTimeout
+from durable_endpoints.records import Kind
+
+ACTIONS: Final = ("retry", "fail", "result")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a wait is for."""
+
+    kind: str
+    name: str
+    until_ms: int | None = None
+    once: bool = False
+    match: str | None = None
+    summary: str | None = None
+    check: Callable[[bytes], object] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of the call in the journal."""
+        return self.name if self.kind == "timer" else f"{self.kind}:{self.name}"
+
+
+async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes]:
+    """Wait; return RECEIVED with what was received, or FIRED when the time has come."""
+    run = scope.run
+    call = claim(run, ident, wanted.label, 0)
+    if call is not None and call.deliveries:
+        delivery = call.deliveries[0]
+        if run.replay is not None:
+            await run.replay.turn(delivery, concurrent=scope.concurrent)
+        return delivery.entry.kind, delivery.entry.payload
+    await settle(run)
+    key = f"{ident} {wanted.label}".encode()
+    until_ms = wanted.until_ms
+    wait = Wait(
+        ident, key, wanted.kind, wanted.name, until_ms, wanted.once, wanted.check,
+        match=wanted.match,
+    )  # fmt: skip
+    if call is None:
+        fields = {"kind": wanted.kind, "name": wanted.name, "until": until_ms, "once": wanted.once}
+        kind = Kind.TIMER if wanted.kind == "timer" else Kind.WAIT
+        run.append(kind, key, orjson.dumps(fields))
+        if wanted.kind in LISTED:
+            run.waits.list_wait(wait, run.log.now_ms(), wanted.summary)
+    else:
+        wait.until_ms = orjson.loads(call.value or b"{}").get("until")
+    found = await run.waits.wait(wait)
+    scope.check_life()
+    if run.strict:
+        await run.durable(run.seq - 1)
+    return found
+
+
+async def answered(scope: Scope, ident: str, wanted: Wanted) -> dict[str, Any]:
+    """Wait for a signal; return it: `data`, `by`, `at` (milliseconds since 1970 UTC), `id`.
+
+    Raises: SignalTimeout.
+    """
+    kind, payload = await durably(scope, ident, wanted)
+    if kind == Kind.FIRED:
+        raise SignalTimeout(wanted.name)
+    seq = orjson.loads(payload)["signal"]
+    signal: dict[str, Any] = orjson.loads(scope.run.waits.signal_data(seq))
+    return signal
+
+
+async def decide(scope: Scope, ident: str, name: str, summary: str) -> dict[str, Any]:
+    """Ask a person what to do about a step: `{"action": "retry" | "fail" | "result", …}`."""
+    wanted = Wanted("decision", name, once=True, summary=summary, check=_check_decision)
+    signal = await answered(scope, ident, wanted)
+    decision: dict[str, Any] = signal["data"]
+    return decision
+
+
+def _check_decision(payload: bytes) -> None:
+    data = orjson.loads(payload)["data"]
+    if not isinstance(data, dict) or data.get("action") not in ACTIONS:
+        raise ValueError(f'give {{"action": one of {", ".join(ACTIONS)}}}, a result with "result"')

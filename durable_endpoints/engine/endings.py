@@ -1,0 +1,94 @@
+"""How a run ends, by what became of its handler; what is undone before that."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import orjson
+
+from durable_endpoints import failures
+from durable_endpoints.engine.children import cancel_children
+from durable_endpoints.engine.outcomes import described, is_cancellation
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.engine.undo import PREFIX, compensate
+from durable_endpoints.records import Kind
+
+logger = logging.getLogger("durable_endpoints")
+
+
+async def conclude(
+    run: LiveRun, error: BaseException | None, *, complete: bool, leaving: bool, result: bytes = b""
+) -> None:
+    """Append the terminal entry that fits what became of the handler (I15).
+
+    `complete`: whether its response is; `result`: what a call returned, as JSON. A run that
+    fails or is cancelled is undone before: its compensations run, its children are cancelled.
+    """
+    life = run.life
+    if run.fenced is not None or run.over:
+        return
+    if not run.cancelling:
+        if leaving and not complete:
+            # Frameworks cut their streams when the server stops: no word about the run.
+            run.fence("the server is being stopped")
+            return
+        if error is not None and is_cancellation(error) and run.error is None:
+            run.fence("the server cancelled the request; the run is taken up again")
+            return
+    replay = run.replay
+    failed = run.cancelling or error is not None or run.error is not None
+    if replay is not None and not replay.journal.exhausted_but(PREFIX if failed else None):
+        run.diverge(replay.journal.difference())
+        return
+    if error is None and not complete and not run.cancelling and run.error is None:
+        failed, run.error = True, "the app returned before its response was complete"
+    if failed and not run.cancelling and not run.undo and is_given_up(run, error):
+        run.park("dead", described(error) if error is not None else None)
+        return
+    left = await _unwind(run) if failed else []
+    if run.life is not life or run.fenced is not None or run.over:
+        return
+    _end(run, error, left, result)
+
+
+def _end(run: LiveRun, error: BaseException | None, left: list[str], result: bytes) -> None:
+    text = f"; not undone: {', '.join(left)}" if left else ""
+    if run.cancelling:
+        run.end(Kind.CANCELLED, "cancelled", text[2:] or None, _left(left))
+    elif run.error is not None:
+        run.end(Kind.FAILED, "failed", run.error + text, _left(left))
+    elif error is not None:
+        dumped: dict[str, Any] = orjson.loads(failures.dump(error))
+        run.end(Kind.FAILED, "failed", described(error) + text, orjson.dumps(dumped | _named(left)))
+    else:
+        run.end(Kind.COMPLETED, "completed", None, result)
+
+
+def _named(left: list[str]) -> dict[str, list[str]]:
+    return {"not_undone": left} if left else {}
+
+
+def _left(left: list[str]) -> bytes:
+    return orjson.dumps(_named(left)) if left else b""
+
+
+async def _unwind(run: LiveRun) -> list[str]:
+    if not run.undo and not run.children:
+        return []
+    life = run.life
+    life.working += 1  # somebody is at work on it, though the handler is at its end
+    try:
+        await cancel_children(run)
+        return await compensate(run) if run.undo else []
+    finally:
+        life.working -= 1
+
+
+def is_given_up(run: LiveRun, error: BaseException | None) -> bool:
+    """Say whether an error is the failure of a step that has used up its retries."""
+    if error is None or run.given_up is None:
+        return False
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_given_up(run, inner) for inner in error.exceptions)
+    return error is run.given_up

@@ -1,0 +1,21 @@
+"""One going of a run's handler, and the end of a wait for the run."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def expire(waiter: asyncio.Future[bool]) -> None:
+    """Tell who waits for a run that its time is over."""
+    if not waiter.done():
+        waiter.set_result(False)
+
+
+class Life:
+    """One going of a run's handler: what an old one still says is void."""
+
+    __slots__ = ("over", "working")
+
+    def __init__(self) -> None:
+        self.over = False  # the handler was begun anew
+        self.working = 0  # steps at work: the run is not idle

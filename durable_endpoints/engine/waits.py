@@ -1,0 +1,310 @@
+"""What one run waits for: times, signals, decisions, children; and when it leaves memory for it.
+
+A wait lives twice: as an entry in the journal, and here as a future while the run is in memory.
+Whatever answers it is appended in the moment it answers, so races are decided by journal order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from durable_endpoints.codec import dumps
+from durable_endpoints.errors import AlreadyAnswered, Overloaded, PayloadTooLarge, SignalRefused
+from durable_endpoints.limits import (
+    SIGNAL_BYTES_MAX,
+    SIGNALS_KEPT_MAX,
+    TIMER_RECHECK_S,
+    WAITS_OPEN_MAX,
+)
+from durable_endpoints.records import Entry, Frame, Kind, WaitRecord
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.run import LiveRun
+
+LISTED: Final = frozenset({"signal", "approval", "decision"})  # kinds that others look for
+_SHOWN_MAX: Final = 20
+
+
+@dataclass(slots=True, eq=False)
+class Wait:
+    """One open wait. `kind`: timer, retry, quota, child, signal, approval or decision."""
+
+    ident: str
+    key: bytes
+    kind: str
+    name: str = ""
+    until_ms: int | None = None
+    once: bool = False
+    check: Callable[[bytes], object] | None = None  # of a signal's data; raises
+    fires: bool = True  # its time is an entry of its own
+    match: str | None = None
+    future: asyncio.Future[tuple[Kind, bytes]] = field(init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A message from outside. `data` is JSON; `by` is who sent it, if that is known."""
+
+    signal_id: str
+    name: str
+    data: bytes
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a signal: `taken` by a wait, `kept` for one, or `known` already."""
+
+    outcome: str
+    seq: int
+
+
+def encode_data(name: str, data: Any) -> bytes:
+    """Return a signal's data as JSON.
+
+    Raises: NotSerializable, PayloadTooLarge.
+    """
+    encoded = dumps(data, f"signal {name}")
+    if len(encoded) > SIGNAL_BYTES_MAX:
+        raise PayloadTooLarge(f"signal {name}", len(encoded), SIGNAL_BYTES_MAX)
+    return encoded
+
+
+class Waits:
+    """The waits of one run in memory."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._run = run
+        self.open: dict[str, Wait] = {}
+        self.expected: set[str] = set()  # recorded waits that the replay has not come to yet
+        self.answers: dict[str, int] = {}  # name of a one-answer wait -> seq of its answer
+        self._kept: dict[str, list[tuple[int, bytes]]] = {}
+        self._known: dict[str, int] = {}  # signal id -> seq
+        self._data: dict[int, bytes] = {}  # seq -> data, of signals that may be asked for again
+        self._opened: list[WaitRecord] = []
+        self._answered: list[str] = []
+        self._listed: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self._wake_at_ms: int | None = None
+        self._waiting: str | None = None
+        self._closed = False
+
+    # --- from the journal
+
+    def restore(self, entries: Sequence[Entry]) -> None:
+        """Take up what the journal holds: open waits, signals, and who took them."""
+        once: dict[str, str] = {}
+        kept: dict[int, str] = {}
+        for entry in entries:
+            if entry.kind == Kind.WAIT:
+                self.expected.add(entry.key)
+                wanted = orjson.loads(entry.payload)
+                if wanted.get("once"):
+                    once[entry.key] = wanted["name"]
+                if wanted["kind"] in LISTED:
+                    self._listed.add(entry.key.partition(" ")[0])
+            elif entry.kind == Kind.SIGNAL:
+                signal = orjson.loads(entry.payload)
+                self._known[signal["id"]] = entry.seq
+                self._data[entry.seq] = entry.payload
+                kept[entry.seq] = entry.key
+            elif entry.kind in (Kind.RECEIVED, Kind.FIRED):
+                self.expected.discard(entry.key)
+                seq = orjson.loads(entry.payload or b"{}").get("signal")
+                kept.pop(seq, None)
+                if seq is not None and entry.key in once:
+                    self.answers[once[entry.key]] = seq
+        for seq, name in kept.items():
+            self._kept.setdefault(name, []).append((seq, self._data[seq]))
+
+    def signal_data(self, seq: int) -> bytes:
+        """Return the recorded payload of a signal."""
+        return self._data[seq]
+
+    # --- waiting
+
+    def list_wait(self, wait: Wait, since_ms: int, summary: str | None) -> None:
+        """Let those find a wait who look for it, as soon as it is durable."""
+        self._listed.add(wait.ident)
+        record = self._run.record
+        self._opened.append(
+            WaitRecord(
+                record.run_id, wait.ident, wait.kind, wait.name, since_ms, wait.until_ms,
+                wait.match, summary, record.principal,
+            )
+        )  # fmt: skip
+
+    async def wait(self, wait: Wait) -> tuple[Kind, bytes]:
+        """Wait; return what was appended: RECEIVED with its payload, or FIRED."""
+        run = self._run
+        self.expected.discard(wait.key.decode())
+        if not self.expected:
+            run.wake()
+        if len(self.open) >= WAITS_OPEN_MAX:
+            raise Overloaded(f"a run waits for at most {WAITS_OPEN_MAX:,} things at a time")
+        wait.future = run.log.loop.create_future()
+        self.open[wait.ident] = wait
+        try:
+            kept = self._kept.get(wait.name) if wait.kind in LISTED else None
+            for seq, data in list(kept or ()):
+                if self._fits(wait, data):
+                    assert kept is not None
+                    kept.remove((seq, data))
+                    self._take(wait, seq)
+                    break
+            if wait.kind == "child":
+                run.log.host.child_awaited(run, wait.name)
+            if not wait.future.done():
+                self._arm()
+                self._consider()
+            return await wait.future
+        finally:
+            self.open.pop(wait.ident, None)
+
+    @staticmethod
+    def _fits(wait: Wait, payload: bytes) -> bool:
+        if wait.check is None:
+            return True
+        try:
+            wait.check(payload)
+        except Exception:  # noqa: BLE001 - not for this wait: it is kept for another
+            return False
+        return True
+
+    def _take(self, wait: Wait, seq: int) -> None:
+        if wait.once:
+            self.answers[wait.name] = seq
+        self.answer(wait, orjson.dumps({"signal": seq}))
+
+    def answer(self, wait: Wait, payload: bytes) -> None:
+        """End a wait by what came."""
+        self._run.append(Kind.RECEIVED, wait.key, payload)
+        self._over(wait, Kind.RECEIVED, payload)
+
+    def _over(self, wait: Wait, kind: Kind, payload: bytes) -> None:
+        self.open.pop(wait.ident, None)
+        if wait.ident in self._listed:
+            self._listed.discard(wait.ident)
+            self._answered.append(wait.ident)
+        if not wait.future.done():
+            wait.future.set_result((kind, payload))
+
+    # --- signals
+
+    def receive(self, signal: Signal) -> Receipt:
+        """Take a signal into the journal, and give it to the first wait for it.
+
+        Raises: AlreadyAnswered if its one answer was given; SignalRefused if the wait's type does
+        not take it; Overloaded if too many are kept; Fenced.
+        """
+        known = self._known.get(signal.signal_id)
+        if known is not None:
+            return Receipt("known", known)
+        wait = next(
+            (w for w in self.open.values() if w.name == signal.name and w.kind in LISTED), None
+        )
+        if wait is None and signal.name in self.answers:
+            raise AlreadyAnswered(signal.name, self._data[self.answers[signal.name]])
+        fields = {"id": signal.signal_id, "data": orjson.Fragment(signal.data), "by": signal.by}
+        payload = orjson.dumps({**fields, "at": self._run.log.now_ms()})
+        if wait is not None and wait.check is not None:
+            try:
+                wait.check(payload)
+            except Exception as error:
+                raise SignalRefused(signal.name, str(error)) from error
+        kept = self._kept.setdefault(signal.name, [])
+        if wait is None and sum(map(len, self._kept.values())) >= SIGNALS_KEPT_MAX:
+            raise Overloaded(f"{SIGNALS_KEPT_MAX:,} signals wait to be taken by this run")
+        seq = self._run.append(Kind.SIGNAL, signal.name.encode(), payload)
+        self._known[signal.signal_id] = seq
+        self._data[seq] = payload
+        if wait is None:
+            kept.append((seq, payload))
+            return Receipt("kept", seq)
+        self._take(wait, seq)
+        return Receipt("taken", seq)
+
+    def child_ended(self, run_id: str, payload: bytes) -> None:
+        """Answer whoever waits for a child run."""
+        for wait in list(self.open.values()):
+            if wait.kind == "child" and wait.name == run_id and not wait.future.done():
+                self.answer(wait, payload)
+
+    # --- times
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        dues = [w.until_ms for w in self.open.values() if w.until_ms is not None]
+        if dues and not self._closed:
+            log = self._run.log
+            left_s = max(0.0, (min(dues) - log.clock.due_ms()) / 1000)
+            self._timer = log.loop.call_later(min(left_s, TIMER_RECHECK_S), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        run = self._run
+        if run.fenced is not None or run.over:
+            return
+        now_ms = run.log.clock.due_ms()
+        for wait in list(self.open.values()):
+            if wait.until_ms is None or wait.until_ms > now_ms or wait.future.done():
+                continue
+            if wait.fires:
+                run.append(Kind.FIRED, wait.key)
+            self._over(wait, Kind.FIRED, b"")
+        self._arm()
+
+    # --- leaving memory
+
+    def _consider(self) -> None:
+        """Look, after the grace, whether the run does nothing but wait."""
+        if self._grace is None and not self._closed:
+            grace_s = self._run.log.host.suspend_grace_s
+            self._grace = self._run.log.loop.call_later(grace_s, self._check_idle, self._run.seq)
+
+    def _check_idle(self, seq: int) -> None:
+        self._grace = None
+        run = self._run
+        if not self.open or run.fenced is not None or run.over:
+            return
+        busy = run.life.working or run.replay is not None or run.cancelling or run.seq != seq
+        if busy or run.durable_seq < run.seq - 1 or run.log.host.holds(run):
+            self._grace = run.log.loop.call_later(
+                max(run.log.host.suspend_grace_s, 0.02), self._check_idle, run.seq
+            )
+            return
+        dues = [wait.until_ms for wait in self.open.values() if wait.until_ms is not None]
+        self._wake_at_ms = min(dues, default=None)
+        self._waiting = orjson.dumps([_shown(w) for w in self.open.values()][:_SHOWN_MAX]).decode()
+        run.suspend()
+
+    def add_to(self, frame: Frame) -> None:
+        """Say in a frame what became of the waits."""
+        frame.waits, frame.answered = tuple(self._opened), tuple(self._answered)
+        self._opened, self._answered = [], []
+        if frame.status == "suspended":
+            frame.wake_at_ms, frame.waiting = self._wake_at_ms, self._waiting
+
+    def close(self) -> None:
+        """Stop the timers; no wait is listed any more."""
+        self._closed = True
+        self._answered = ["*"]
+        for handle in (self._timer, self._grace):
+            if handle is not None:
+                handle.cancel()
+
+
+def _shown(wait: Wait) -> dict[str, Any]:
+    until = None
+    if wait.until_ms is not None:
+        until = datetime.fromtimestamp(wait.until_ms / 1000, UTC).isoformat(timespec="seconds")
+    return {"kind": wait.kind, "name": wait.name, "until": until}

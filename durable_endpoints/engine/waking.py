@@ -1,0 +1,216 @@
+"""Suspended runs come back: when a time has come, a signal arrives, or a child is at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from durable_endpoints.engine.life import expire
+from durable_endpoints.engine.reader import read_journal
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.engine.waits import Receipt, Signal
+from durable_endpoints.errors import NotDurable, Overloaded, RunEnded, RunNotFound
+from durable_endpoints.limits import DUE_INTERVAL_S, LIST_ROWS_MAX, WAKE_S
+from durable_endpoints.quotas import Quotas
+from durable_endpoints.records import RunRecord
+from durable_endpoints.states import TERMINAL
+from durable_endpoints.stores.protocol import Query
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.engine import Engine
+
+logger = logging.getLogger("durable_endpoints")
+Take = Callable[[Sequence[RunRecord]], Awaitable[None]]
+
+
+class Waking:
+    """What runs ask of the engine while they wait, and who brings them back."""
+
+    def __init__(self, engine: Engine, suspend_grace_s: float) -> None:
+        self.suspend_grace_s = suspend_grace_s
+        self.quotas = Quotas(engine.clock)
+        self.take: Take | None = None  # claims runs and drives them on; set by the recovery
+        self.drive: Callable[[LiveRun], object] | None = None  # drives a run on that was claimed
+        self.sign_path: Callable[[str, str, int | None], str] | None = None
+        self._engine = engine
+        self._held: Counter[str] = Counter()
+        self._hint: asyncio.Event | None = None
+
+    # --- what runs ask
+
+    def holds(self, run: LiveRun) -> bool:
+        """Say whether somebody needs the run in memory."""
+        return self._held[run.id] > 0 if self._held else False
+
+    def rested(self, run: LiveRun) -> None:
+        """Note that a run is durably suspended."""
+        self._engine.forget(run)
+        if run.record.wake_at_ms is not None:
+            left_s = (run.record.wake_at_ms - self._engine.clock.due_ms()) / 1000
+            if left_s < DUE_INTERVAL_S:
+                run.log.loop.call_later(max(left_s, 0), self.hint)
+
+    def child_awaited(self, run: LiveRun, child_id: str) -> None:
+        """Answer the run's wait for a child that may have ended already."""
+        if child_id not in self._engine.runs:
+            self._engine.spawn(self._tell(run, child_id))
+
+    def child_ended(self, child: LiveRun) -> None:
+        """Note that a run which another one waits for is at its end."""
+        parent = self._engine.runs.get(child.record.parent or "")
+        if parent is not None and not parent.resting:
+            self._engine.spawn(self._tell(parent, child.id))
+        else:
+            self.hint()
+
+    async def _tell(self, parent: LiveRun, child_id: str) -> None:
+        outcome = await self.outcome_of(child_id)
+        if outcome is not None and parent.fenced is None and not parent.over:
+            parent.waits.child_ended(child_id, orjson.dumps(outcome))
+
+    async def outcome_of(self, run_id: str) -> dict[str, Any] | None:
+        """Return how a run ended: `status`, `error`, `result`; None while it has not."""
+        store = self._engine.store
+        record = await store.get(run_id)
+        if record is None or record.status not in TERMINAL:
+            return None
+        last = (await read_journal(store, run_id, seq=record.last_seq))[-1]
+        result = None
+        if record.status == "completed" and last.payload:
+            result = orjson.loads(last.payload)
+        return {"status": record.status, "error": record.error, "result": result}
+
+    async def begin_child(
+        self, run: LiveRun, child_id: str, function: Callable[..., Any],
+        args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Begin a child run, unless there is one of this id."""
+        from durable_endpoints.engine.functions import begin_call
+
+        engine = self._engine
+        if child_id in engine.runs or await engine.store.get(child_id) is not None:
+            return
+        record = run.record
+        if await engine.store.was_deleted(child_id, record.principal):
+            return
+        begin_call(
+            engine, function, args, kwargs, run_id=child_id, parent=run.id,
+            principal=record.principal,
+        )  # fmt: skip
+
+    async def cancel_child(self, run: LiveRun, child_id: str) -> None:
+        """Cancel a child run, unless it is at its end."""
+        with suppress(RunNotFound):
+            await self._engine.cancel(await self._engine.observe(child_id, run.record.principal))
+
+    def approval_path(self, run_id: str, ident: str, until_ms: int | None) -> str:
+        """Return the signed path under which a person decides."""
+        if self.sign_path is None:
+            raise NotDurable("approvals need DurableMiddleware, which serves their links")
+        return self.sign_path(run_id, ident, until_ms)
+
+    async def send(self, run_id: str, signal: Signal) -> None:
+        """Give another run a signal; returns when that is durable."""
+        record = await self._engine.store.get(run_id)
+        if record is None:
+            raise RunNotFound(run_id)
+        await self.signal(await self._engine.observe(run_id, record.principal), signal)
+
+    # --- times
+
+    def hint(self) -> None:
+        """Look for runs that are due now."""
+        if self._hint is not None:
+            self._hint.set()
+
+    async def watch(self) -> None:
+        """Bring back runs whose time has come, until the engine leaves."""
+        engine = self._engine
+        self._hint = asyncio.Event()
+        while not engine.leaving:
+            try:
+                full = await self.wake_due()
+            except Exception:
+                logger.exception("the look for runs that are due failed; it goes on")
+                full = False
+            if not full:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(DUE_INTERVAL_S):
+                        await self._hint.wait()
+            self._hint.clear()
+
+    async def wake_due(self) -> bool:
+        """Wake the runs that are due; True if there may be more."""
+        engine = self._engine
+        due = Query(("suspended",), due_ms=engine.clock.due_ms(), limit=LIST_ROWS_MAX)
+        rows = [row for row in await engine.store.list(due) if row.run_id not in engine.runs]
+        if rows and self.take is not None:
+            await self.take(rows)
+        return len(rows) >= LIST_ROWS_MAX
+
+    # --- signals
+
+    async def signal(self, run: LiveRun, signal: Signal) -> Receipt:
+        """Give a run a signal; returns when it is durable.
+
+        Raises: RunEnded, AlreadyAnswered, SignalRefused, Overloaded, RunNotFound.
+        """
+        async with self.held(run) as live:
+            receipt = live.waits.receive(signal)
+            await live.durable(receipt.seq)
+            return receipt
+
+    @asynccontextmanager
+    async def held(self, run: LiveRun) -> AsyncIterator[LiveRun]:
+        """Have a run in memory, at its waits; wake it if it is suspended.
+
+        Raises: RunEnded, RunNotFound; Overloaded if it does not come back in time.
+        """
+        self._held[run.id] += 1
+        try:
+            yield await self._awake(run)
+        finally:
+            self._held[run.id] -= 1
+            if not self._held[run.id]:
+                del self._held[run.id]
+
+    async def _awake(self, run: LiveRun) -> LiveRun:
+        engine = self._engine
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + WAKE_S
+        while True:
+            live = engine.runs.get(run.id)
+            if live is not None and live.fenced is None:
+                if live.over:
+                    await live.durable(live.terminal_seq)
+                    raise RunEnded(run.id, live.record.status)
+                if live.caught_up and not live.waits.expected:
+                    return live
+                if loop.time() > until_s:  # something runs again, and will come to its wait
+                    return live
+                await self._moved(live)
+                continue
+            record = await engine.store.get(run.id)
+            if record is None:
+                raise RunNotFound(run.id)
+            if record.status not in ("running", "suspended"):
+                raise RunEnded(run.id, record.status)
+            if loop.time() > until_s or self.take is None:
+                raise Overloaded("the run is being taken up again; try again shortly")
+            if record.status == "suspended" and live is None:
+                await self.take([record])
+            else:
+                await asyncio.sleep(0.01)
+
+    @staticmethod
+    async def _moved(live: LiveRun) -> None:
+        waiter = live.progress()
+        timer = live.log.loop.call_later(0.05, expire, waiter)
+        await waiter
+        timer.cancel()
