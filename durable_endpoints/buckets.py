@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
@@ -96,8 +96,9 @@ def _check_key(key: object) -> str:
 
 
 def _is_above_0(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf
 
 
 class Bucket:
@@ -115,7 +116,7 @@ class Bucket:
         self.tokens = math.inf  # full, whatever that will be
         self.from_s = now_s  # the time that `tokens` is the state of
         self.pause_end_s = now_s
-        self.starts: deque[float] = deque()  # when the uses that go on began
+        self.starts: list[float] = []  # when the uses that go on began
         self.hold_s = _HOLD_S
         # When callers were told to come back: the last of each owner, the last of all owners'
         # first ones, the last of all.
@@ -158,7 +159,7 @@ class Bucket:
 
     def end(self, now_s: float) -> None:
         """Note that a use has ended; which one does not matter to the mean."""
-        self.hold_s += _HOLD_SHARE * (now_s - self.starts.popleft() - self.hold_s)
+        self.hold_s += _HOLD_SHARE * (now_s - self.starts.pop(0) - self.hold_s)
 
     def pause(self, now_s: float, pause_s: float) -> None:
         """Let nothing begin for a while; then one, and the others at the limit's rate."""

@@ -75,6 +75,8 @@ SIGNAL_BYTES_MAX: Final = 256 * KIB
 SIGNALS_KEPT_MAX: Final = 1000
 # Waits, child runs and compensations of one run at a time.
 WAITS_OPEN_MAX: Final = 10_000
+# Events whose runs are remembered, so that one that is sent again gets the same answer.
+EVENTS_REMEMBERED_MAX: Final = 10_000
 # How long who sends a signal waits for a suspended run to come back.
 WAKE_S: Final = 15.0
 
@@ -99,7 +101,7 @@ CHECKPOINT_IDLE_S: Final = 0.25
 
 # A server that asks for a longer wait than this is not waited for by the clock alone.
 RETRY_HINT_S_MAX: Final = 86_400.0
-# Rate limits' buckets in use at one time, some 500 bytes each; one at rest is forgotten.
+# Rate limits' buckets in use at one time, 1 kB each; one at rest is forgotten.
 QUOTA_BUCKETS_MAX: Final = 100_000
 # Callers that wait in memory at one bucket; the next ones are to suspend and ask again.
 QUOTA_WAITERS_MAX: Final = 10_000

@@ -19,6 +19,7 @@ from durable_endpoints.asgi.drain import watch
 from durable_endpoints.asgi.problems import Problem, not_found
 from durable_endpoints.asgi.replayed import ReplayedExchange
 from durable_endpoints.asgi.request import KIND, header, rebuild
+from durable_endpoints.asgi.signing import Signing
 from durable_endpoints.asgi.tail import quiet_aborts
 from durable_endpoints.engine import functions
 from durable_endpoints.engine.endpoints import EndpointSpec
@@ -50,6 +51,7 @@ class Options:
     principal: PrincipalHook | None
     operator: OperatorHook | None
     restore_headers: HeadersHook | None
+    signing_secrets: Sequence[str] = ()
 
 
 class Host:
@@ -60,6 +62,8 @@ class Host:
         self.engine = engine
         self.options = options
         self.template: dict[str, Any] = {}
+        self.signing = Signing(options.signing_secrets, engine.store, engine.clock, options.prefix)
+        engine.waking.sign_path = self.signing.path
         self._opening: asyncio.Lock | None = None
         self._refused: StoreError | None = None
         self._recovering = False

@@ -14,7 +14,8 @@ from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.routes import ControlRoutes
 from durable_endpoints.engine.engine import Engine
-from durable_endpoints.errors import RunDeleted, StoreError
+from durable_endpoints.errors import DurableError, StoreError
+from durable_endpoints.limits import SUSPEND_GRACE_S
 from durable_endpoints.stores.open import open_store
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class DurableMiddleware:
     own routes answer. `principal` says whose a request is (`None`: a run id is a capability);
     `operator` says who may list all runs (default: loopback without a proxy). `mode="strict"`
     makes every step wait for its commit. `restore_headers(principal, request)` gives a recovered
-    request its credentials again, which are never stored.
+    request its credentials again, which are never stored. `signing_secrets` (`whsec_…`, the
+    newest first) sign approval links; without them one is kept beside a SQLite database.
+    `suspend_after` is how long, in seconds, a run that does nothing but wait stays in memory.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class DurableMiddleware:
         operator: OperatorHook | None = None,
         mode: Literal["optimistic", "strict"] = "optimistic",
         restore_headers: HeadersHook | None = None,
+        signing_secrets: Sequence[str] = (),
+        suspend_after: float = SUSPEND_GRACE_S,
         engine: Engine | None = None,
     ) -> None:
         if not prefix.startswith("/") or prefix.endswith("/"):
@@ -54,8 +59,12 @@ class DurableMiddleware:
         if mode not in ("optimistic", "strict"):
             raise ValueError(f'mode={mode!r}: choose "optimistic" or "strict"')
         self.app = app
-        self.engine = engine or Engine(open_store(store), strict=mode == "strict")
-        options = Options(prefix, tuple(routes), principal, operator, restore_headers)
+        self.engine = engine or Engine(
+            open_store(store), strict=mode == "strict", suspend_grace_s=suspend_after
+        )
+        options = Options(
+            prefix, tuple(routes), principal, operator, restore_headers, tuple(signing_secrets)
+        )
         self._prefix = prefix
         self._host = Host(app, self.engine, options)
         self._control = ControlRoutes(self._host)
@@ -91,7 +100,7 @@ class DurableMiddleware:
         try:
             run = await self._host.observe(scope, known.run_id)
             await self._control.resume(run, cursor, scope, receive, send, wrapped=True)
-        except (RunDeleted, StoreError) as error:
+        except DurableError as error:
             await as_problem(error).answer(send)
         except Problem as problem:
             await problem.answer(send)

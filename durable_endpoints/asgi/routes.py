@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import orjson
 from starlette._utils import get_route_path
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, Router
 
+from durable_endpoints.asgi.answering import Answering
 from durable_endpoints.asgi.cursor import resolve
+from durable_endpoints.asgi.fields import entry_fields, json, run_fields
 from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.console import Door
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Corrupt, RunDeleted, StoreError
+from durable_endpoints.errors import Corrupt, DurableError
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
-from durable_endpoints.records import Entry, RunRecord
-from durable_endpoints.states import ENDED, TRANSITIONS
+from durable_endpoints.states import TRANSITIONS
 from durable_endpoints.stores.protocol import Query
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 
 _CLIENT_JS: Final = Path(__file__).parent / "client.js"
 _NUMBER: Final = re.compile(r"-?[0-9]{1,12}")
-_SHOWN_BYTES: Final = 2048
-_NO_STORE: Final = {"cache-control": "no-store"}
-
-
-def json(data: object, status: int = 200, **headers: str) -> Response:
-    """Return a JSON response."""
-    more = {**_NO_STORE, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return Response(orjson.dumps(data), status, more, "application/json")
 
 
 class ControlRoutes:
@@ -49,6 +41,7 @@ class ControlRoutes:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._console = Door(host)
         self._router = Router(
             [
                 Route("/runs", self.list_runs),
@@ -58,6 +51,7 @@ class ControlRoutes:
                 Route("/runs/{run_id}/cancel", self.cancel, methods=["POST"]),
                 Route("/health", self.health),
                 Route("/client.js", self.client_js),
+                *Answering(host).routes,
             ]
         )
         self._raw: dict[str, Callable[[Scope, Receive, Send, str], Coroutine[Any, Any, None]]] = {
@@ -74,11 +68,14 @@ class ControlRoutes:
             if len(parts) == 4 and parts[1] == "runs" and parts[3] in self._raw:
                 await self._raw[parts[3]](scope, receive, send, parts[2])
                 return
+            if self._console.owns(path):
+                await self._console(scope, receive, send, path)
+                return
             inner = {**scope, "path": path, "root_path": "", "router": None}
             route, child = self._match(inner)
             inner.update(child)
             await route.handle(inner, receive, send)
-        except (RunDeleted, StoreError) as error:
+        except DurableError as error:
             await as_problem(error).answer(send)
         except Problem as problem:
             await problem.answer(send)
@@ -230,38 +227,6 @@ class ControlRoutes:
         return FileResponse(_CLIENT_JS, media_type="text/javascript")
 
 
-def run_fields(record: RunRecord, *, full: bool) -> dict[str, Any]:
-    """Return a run as JSON; the text of an error is for operators, its type for everybody."""
-    error = record.error if full or record.error is None else record.error.partition(":")[0]
-    return {
-        "id": record.run_id,
-        "name": record.name,
-        "status": record.status,
-        "version": record.version,
-        "attempts": record.attempts + 1,
-        "events": record.events,
-        "entries": record.last_seq + 1,
-        "created_at": _iso(record.created_at_ms),
-        "updated_at": _iso(record.updated_at_ms),
-        "ended": record.status in ENDED,
-        "error": error,
-    }
-
-
-def entry_fields(entry: Entry) -> dict[str, Any]:
-    """Return a journal entry as JSON."""
-    return {
-        "seq": entry.seq,
-        "kind": entry.kind.name.lower(),
-        "key": entry.key,
-        "at": _iso(entry.at_ms),
-        "took_us": entry.took_us,
-        "args": entry.args.decode(errors="replace"),
-        "payload": entry.payload[:_SHOWN_BYTES].decode(errors="replace"),
-        "size": len(entry.payload),
-    }
-
-
 def _not_allowed(methods: set[str]) -> Problem:
     allow = ", ".join(sorted(methods))
     return Problem(405, "method-not-allowed", f"use {allow}", [("allow", allow)])
@@ -270,10 +235,6 @@ def _not_allowed(methods: set[str]) -> Problem:
 def _only_get(scope: Scope) -> None:
     if scope["method"] != "GET":
         raise _not_allowed({"GET"})
-
-
-def _iso(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _number(text: str | None, default: int) -> int:

@@ -32,7 +32,7 @@ from durable_endpoints.engine.steps import (
 )
 from durable_endpoints.engine.undo import Undo
 from durable_endpoints.engine.waits import Wait
-from durable_endpoints.errors import EffectAmbiguous
+from durable_endpoints.errors import DurableError, EffectAmbiguous, Escalate
 from durable_endpoints.journal import Recorded
 from durable_endpoints.records import Entry, Kind
 from durable_endpoints.retry import Retry, classify, delay_hint, next_delay
@@ -72,7 +72,12 @@ class Call:
         """Return the call's outcome, recorded or made now."""
         run, spec = self.run, self.spec
         known = claim(run, self.ident, spec.name, self.check)
-        await self._replay_decisions(known)
+        failure: Exception | None = None
+        done, value = False, None
+        try:
+            done, value = await self._replay_decisions(known)
+        except DurableError as error:
+            failure = error
         if known is not None and known.deliveries:
             return await self._recorded(known)
         await settle(run)
@@ -81,10 +86,10 @@ class Call:
             self._failed, self._began_ms = len(known.attempts), last["began"]
             await self._pause(last["until"], "retry")
         began_s = run.log.clock.monotonic_s()
-        failure: Exception | None = None
-        data, value = b"", None
+        data = b""
         try:
-            value = await self._until_done(ambiguous=known is not None and known.intended)
+            if not done and failure is None:
+                value = await self._until_done(ambiguous=known is not None and known.intended)
             data, value = spec.codec.record(value)
         except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
             failure = error
@@ -131,15 +136,21 @@ class Call:
         if fresh:
             self.run.append(Kind.UNDOABLE, self.key)
 
-    async def _replay_decisions(self, known: Recorded | None) -> None:
-        """Take what persons decided about this call before, in its turn."""
+    async def _replay_decisions(self, known: Recorded | None) -> tuple[bool, Any]:
+        """Take what persons were asked about this call before, in its turn; see `_ask`."""
         run = self.run
-        while run.replay is not None and known is not None:
-            ident = f"{self.ident}!{self._asked}"
-            asked = run.replay.journal.calls.get(ident)
-            if asked is None or not asked.deliveries:
-                return
-            await self._ask(f"{self.spec.name} (recorded)")
+        decided: tuple[bool, Any] = (False, None)
+        while run.replay is not None:
+            asked = run.replay.journal.calls.get(f"{self.ident}!{self._asked}")
+            if asked is None:
+                break
+            summary = orjson.loads(asked.value or b"{}").get("summary") or self.spec.name
+            try:
+                decided = await self._ask(summary)
+            except DurableError:
+                if known is None or not known.deliveries:
+                    raise
+        return decided
 
     # --- live
 
@@ -283,7 +294,7 @@ class Call:
         if decision["action"] == "result":
             return True, decision.get("result")
         if decision["action"] == "fail":
-            raise error or EffectAmbiguous(f"effect {self.spec.name}: {decision.get('reason')}")
+            raise error or Escalate(summary)
         self._failed = 0
         return False, None
 

@@ -52,7 +52,14 @@ async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes
         match=wanted.match,
     )  # fmt: skip
     if call is None:
-        fields = {"kind": wanted.kind, "name": wanted.name, "until": until_ms, "once": wanted.once}
+        fields: dict[str, Any] = {
+            "kind": wanted.kind,
+            "name": wanted.name,
+            "until": until_ms,
+            "once": wanted.once,
+        }
+        if wanted.summary:
+            fields["summary"] = wanted.summary
         kind = Kind.TIMER if wanted.kind == "timer" else Kind.WAIT
         run.append(kind, key, orjson.dumps(fields))
         if wanted.kind in LISTED:

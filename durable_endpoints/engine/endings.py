@@ -47,7 +47,7 @@ async def conclude(
         run.park("dead", described(error) if error is not None else None)
         return
     left = await _unwind(run) if failed else []
-    if run.life is not life or run.fenced is not None or run.over:
+    if run.life is not life or run.fenced is not None or run.over:  # type: ignore[redundant-expr]
         return
     _end(run, error, left, result)
 

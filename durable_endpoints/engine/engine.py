@@ -18,7 +18,7 @@ from durable_endpoints.engine.log import Log, leave
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
-from durable_endpoints.engine.waits import Receipt, Signal, encode_data
+from durable_endpoints.engine.waits import LISTED, Receipt, Signal, encode_data
 from durable_endpoints.engine.waking import Waking
 from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound, StoreFailed
 from durable_endpoints.failures import plain
@@ -270,6 +270,7 @@ class Engine:
     async def signal(
         self, run: LiveRun, name: str, data: Any = None, *,
         signal_id: str | None = None, by: str | None = None,
+        kinds: frozenset[str] = LISTED, ident: str | None = None,
     ) -> Receipt:  # fmt: skip
         """Give a run a signal; returns when that is durable.
 
@@ -279,7 +280,7 @@ class Engine:
         NotSerializable, PayloadTooLarge.
         """
         encoded = encode_data(name, data)
-        signal = Signal(signal_id or uuid4().hex, name, encoded, by)
+        signal = Signal(signal_id or uuid4().hex, name, encoded, by, kinds, ident)
         return await self.waking.signal(run, signal)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -49,12 +49,22 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A message from outside. `data` is JSON; `by` is who sent it, if that is known."""
+    """A message from outside. `data` is JSON; `by` is who sent it, if that is known.
+
+    It answers only waits of these `kinds`; with an `ident`, that very wait.
+    """
 
     signal_id: str
     name: str
     data: bytes
     by: str | None = None
+    kinds: frozenset[str] = LISTED
+    ident: str | None = None
+
+    def suits(self, wait: Wait) -> bool:
+        """Say whether it can answer a wait, whatever its data."""
+        named = wait.name == self.name if self.ident is None else wait.ident == self.ident
+        return named and wait.kind in self.kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,7 @@ class Waits:
         self.open: dict[str, Wait] = {}
         self.expected: set[str] = set()  # recorded waits that the replay has not come to yet
         self.answers: dict[str, int] = {}  # name of a one-answer wait -> seq of its answer
+        self._answers_by_ident: dict[str, int] = {}
         self._kept: dict[str, list[tuple[int, bytes]]] = {}
         self._known: dict[str, int] = {}  # signal id -> seq
         self._data: dict[int, bytes] = {}  # seq -> data, of signals that may be asked for again
@@ -119,8 +130,10 @@ class Waits:
                 self.expected.discard(entry.key)
                 seq = orjson.loads(entry.payload or b"{}").get("signal")
                 kept.pop(seq, None)
-                if seq is not None and entry.key in once:
-                    self.answers[once[entry.key]] = seq
+                if seq is not None:
+                    self._answers_by_ident[entry.key.partition(" ")[0]] = seq
+                    if entry.key in once:
+                        self.answers[once[entry.key]] = seq
         for seq, name in kept.items():
             self._kept.setdefault(name, []).append((seq, self._data[seq]))
 
@@ -170,6 +183,9 @@ class Waits:
 
     @staticmethod
     def _fits(wait: Wait, payload: bytes) -> bool:
+        kinds = orjson.loads(payload).get("kinds")
+        if kinds is not None and wait.kind not in kinds:
+            return False
         if wait.check is None:
             return True
         try:
@@ -179,6 +195,7 @@ class Waits:
         return True
 
     def _take(self, wait: Wait, seq: int) -> None:
+        self._answers_by_ident[wait.ident] = seq
         if wait.once:
             self.answers[wait.name] = seq
         self.answer(wait, orjson.dumps({"signal": seq}))
@@ -207,13 +224,18 @@ class Waits:
         known = self._known.get(signal.signal_id)
         if known is not None:
             return Receipt("known", known)
-        wait = next(
-            (w for w in self.open.values() if w.name == signal.name and w.kind in LISTED), None
-        )
-        if wait is None and signal.name in self.answers:
-            raise AlreadyAnswered(signal.name, self._data[self.answers[signal.name]])
-        fields = {"id": signal.signal_id, "data": orjson.Fragment(signal.data), "by": signal.by}
-        payload = orjson.dumps({**fields, "at": self._run.log.now_ms()})
+        wait = next((wait for wait in self.open.values() if signal.suits(wait)), None)
+        if wait is None:
+            self._refuse_late(signal)
+        fields: dict[str, Any] = {
+            "id": signal.signal_id,
+            "data": orjson.Fragment(signal.data),
+            "by": signal.by,
+        }
+        fields["at"] = self._run.log.now_ms()
+        if signal.kinds != LISTED:
+            fields["kinds"] = sorted(signal.kinds)
+        payload = orjson.dumps(fields)
         if wait is not None and wait.check is not None:
             try:
                 wait.check(payload)
@@ -230,6 +252,18 @@ class Waits:
             return Receipt("kept", seq)
         self._take(wait, seq)
         return Receipt("taken", seq)
+
+    def _refuse_late(self, signal: Signal) -> None:
+        """Raise if no wait can ever take a signal for which none is open."""
+        answers, place = (
+            (self.answers, signal.name)
+            if signal.ident is None
+            else (self._answers_by_ident, signal.ident)
+        )
+        if place in answers:
+            raise AlreadyAnswered(signal.name, self._data[answers[place]])
+        if signal.ident is not None:
+            raise SignalRefused(signal.name, "the run does not wait for this any more")
 
     def child_ended(self, run_id: str, payload: bytes) -> None:
         """Answer whoever waits for a child run."""

@@ -17,6 +17,8 @@ _NOBODY = "\0"
 class MemoryStore:
     """Implements `Store` in dictionaries."""
 
+    forgets = True  # nothing outlives the process
+
     def __init__(self) -> None:
         self.failed: str | None = None
         self._runs: dict[str, RunRecord] = {}
