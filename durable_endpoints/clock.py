@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.engine import Engine
 
 
 class Clock(Protocol):
@@ -22,6 +25,15 @@ class Clock(Protocol):
 
         In milliseconds since 1970 UTC.
         """
+        ...
+
+
+@runtime_checkable
+class SettableClock(Clock, Protocol):
+    """A clock that is set by hand: it tells those who wait, as no machine's clock can."""
+
+    def attach(self, engine: Engine) -> None:
+        """Call the engine's `waking.clock_was_set` whenever the clock was set."""
         ...
 
 

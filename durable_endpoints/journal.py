@@ -7,7 +7,7 @@ the events that were recorded before it, so a concurrent handler sees what it sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,7 +49,7 @@ class Recorded:
     deliveries: list[Delivery] = field(default_factory=list)
     value: bytes | None = None  # of now() and uuid7(); what a wait waits for
     attempts: list[Entry] = field(default_factory=list)  # that failed, and will be followed
-    intended: bool = False  # an effect that may have begun
+    intents: list[int] = field(default_factory=list)  # seqs: an effect may have begun
     claimed: bool = False
 
     @property
@@ -74,11 +74,12 @@ class Journal:
         self.head: bytes | None = None
         self.body_ended = False
         self.patches: set[str] = set()
-        self.signals: list[Entry] = []
-        self.cancelled = False
+        # How many completions, and which calls, came before the run was cancelled.
+        self.cancel_at: tuple[int, frozenset[str]] | None = None
         self._deliveries: list[Delivery] = []
         self._bodies: list[bytes] = []
-        self._emits: list[bytes] = []
+        self._emits: dict[str, tuple[int, bytes]] = {}  # identity -> place, content
+        self._emitted: set[int] = set()
         self._next = 0
         self._body = 0
         self._body_at = 0
@@ -96,28 +97,31 @@ class Journal:
                 )
                 self._deliveries.append(delivery)
                 self._call_of(entry).deliveries.append(delivery)
-            elif entry.kind == Kind.STREAM:
-                self._call_of(entry).policy = entry.payload.decode()
-            elif entry.kind in _KEPT:
-                self._call_of(entry).value = entry.payload
-            elif entry.kind == Kind.ATTEMPT:
-                self._call_of(entry).attempts.append(entry)
-            elif entry.kind == Kind.INTENT:
-                self._call_of(entry).intended = True
-            elif entry.kind == Kind.SIGNAL:
-                self.signals.append(entry)
-            elif entry.kind == Kind.PATCH:
-                self.patches.add(entry.key)
-            elif entry.kind == Kind.CANCEL:
-                self.cancelled = True
             elif entry.kind == Kind.HEAD:
                 self.head = entry.payload
             elif entry.kind == Kind.CHUNK:
                 self._bodies.append(entry.payload)
             elif entry.kind == Kind.EMIT:
-                self._emits.append(entry.payload)
+                self._emits[entry.key] = (len(self._emits), entry.payload)
             elif entry.kind == Kind.BODY_END:
                 self.body_ended = True
+            elif entry.kind == Kind.CANCEL:
+                self.cancel_at = (len(self._deliveries), frozenset(self.calls))
+            else:
+                self._read_kept(entry)
+
+    def _read_kept(self, entry: Entry) -> None:
+        """Read what is neither delivered nor seen by readers."""
+        if entry.kind == Kind.STREAM:
+            self._call_of(entry).policy = entry.payload.decode()
+        elif entry.kind in _KEPT:
+            self._call_of(entry).value = entry.payload
+        elif entry.kind == Kind.ATTEMPT:
+            self._call_of(entry).attempts.append(entry)
+        elif entry.kind == Kind.INTENT:
+            self._call_of(entry).intents.append(entry.seq)
+        elif entry.kind == Kind.PATCH:
+            self.patches.add(entry.key)
 
     def _call_of(self, entry: Entry) -> Recorded:
         ident, _, name = entry.key.partition(" ")
@@ -164,6 +168,14 @@ class Journal:
             self._next += 1
 
     @property
+    def at_cancel(self) -> bool:
+        """Whether all that came before the run was cancelled has happened again."""
+        if self.cancel_at is None:
+            return False
+        delivered, calls = self.cancel_at
+        return self._next >= delivered and all(self.calls[ident].claimed for ident in calls)
+
+    @property
     def upcoming(self) -> Delivery | None:
         """The completion to deliver next."""
         return self._deliveries[self._next] if self._next < len(self._deliveries) else None
@@ -206,17 +218,19 @@ class Journal:
                 self._body, self._body_at = self._body + 1, 0
         return data
 
-    def match_emit(self, data: bytes) -> bool:
-        """Say whether this emitted event is recorded.
+    def match_emit(self, ident: str, data: bytes) -> bool:
+        """Say whether this emitted event is recorded. Tasks emit in any order among themselves.
 
         Raises: Diverged if another one is.
         """
-        if self._emit == len(self._emits):
+        place, recorded = self._emits.get(ident, (-1, b""))
+        if place < 0:
             return False
-        recorded = self._emits[self._emit]
         if recorded != data:
             raise Diverged(f"emit: recorded {_shown(recorded)}, the code emits {_shown(data)}")
-        self._emit += 1
+        self._emitted.add(place)
+        while self._emit in self._emitted:  # how many from the first on have come again
+            self._emit += 1
         return True
 
     def skip_body(self) -> None:
@@ -264,7 +278,8 @@ class Journal:
             wanted = _shown(self._bodies[self._body][self._body_at :])
             return f"the recorded body goes on with {wanted}, the code sent nothing more"
         if self._emit < len(self._emits):
-            return f"the recorded event {_shown(self._emits[self._emit])} was not emitted again"
+            missing = next(data for place, data in self._emits.values() if place == self._emit)
+            return f"the recorded event {_shown(missing)} was not emitted again"
         waiting = self.upcoming
         if waiting is not None:
             return f"the recorded result of {waiting.entry.key!r} was not awaited"
@@ -292,7 +307,10 @@ def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
     heads = {entry.seq for entry in entries if entry.kind == Kind.HEAD}
     head = max((offset for seq, offset in offsets if seq in heads), default=-1)
     resets, rewind_to = [], None
+    behind = _left_behind(entries, open_at)
     for key, (policy, first, _) in open_at.items():
+        if key in behind:
+            continue
         before = max((o for seq, o in offsets if seq < first), default=-1)
         published = first >= 0 and any(seq > first for seq, _ in offsets)
         if first < 0 or policy == "hold":
@@ -305,6 +323,25 @@ def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
             resets.append(key)
             rewind_to = before if rewind_to is None else min(rewind_to, before)
     return Interruption(tuple(resets), rewind_to)
+
+
+def _left_behind(entries: Sequence[Entry], streams: Iterable[str]) -> set[str]:
+    """Return the streams whose task went on to a later call: their consumer was done with them."""
+    found: set[str] = set()
+    places = {key: _place(key) for key in streams}
+    last = {entry.key: entry.seq for entry in entries if entry.kind in (Kind.STREAM, Kind.ITEM)}
+    for entry in entries:
+        path, number = _place(entry.key)
+        for key, (own_path, own_number) in places.items():
+            if path == own_path and number > own_number and entry.seq > last.get(key, -1):
+                found.add(key)
+    return found
+
+
+def _place(key: str) -> tuple[str, int]:
+    """Return the task path and the ordinal of a call's key; -1 for what is no call."""
+    path, _, number = key.partition(" ")[0].rpartition("/")
+    return path, int(number) if number.isdecimal() else -1
 
 
 def _offsets(entries: Sequence[Entry]) -> list[tuple[int, int]]:

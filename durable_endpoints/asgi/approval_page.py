@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl
 import orjson
 
 from durable_endpoints.asgi.fields import iso
-from durable_endpoints.errors import AlreadyAnswered, DurableError
+from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.errors import AlreadyAnswered, DurableError, RunEnded
 from durable_endpoints.records import RunRecord, WaitRecord
 
 _STYLE: Final = """
@@ -44,6 +45,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "x-content-type-options": "nosniff",
     "x-robots-tag": "noindex",
 }
+_FIELDS_MAX: Final = 20
 _FORM: Final = """<form method="post">
 <label for="by">Your name</label><input id="by" name="by" maxlength="200" autocomplete="name">
 <label for="comment">Comment</label>
@@ -75,31 +77,49 @@ def decided(decision: Mapping[str, Any]) -> str:
     return _page(word, "<p>Your decision is recorded. You can close this page.</p>")
 
 
-def over(record: RunRecord) -> str:
-    """Say that nothing is asked any more."""
-    return _page(
-        "Nothing to decide", f"<p>This was decided before. The run is {record.status}.</p>"
-    )
+def over(record: RunRecord, first: bytes | None) -> str:
+    """Say that nothing is asked any more, and what was decided; `first`: the recorded signal."""
+    if first is not None:
+        return _page("Decided before", _told(first))
+    return _page("Nothing to decide", f"<p>Nothing is asked here. The run is {record.status}.</p>")
 
 
-def too_late(error: DurableError) -> str:
-    """Say that somebody was faster, or that the run has ended."""
-    if not isinstance(error, AlreadyAnswered):
-        return _page("Too late", f"<p>{escape(str(error))}</p>")
-    first = orjson.loads(error.answer)
-    data = first["data"] if isinstance(first["data"], dict) else {}
+def refused(error: DurableError) -> str:
+    """Say why a link, or a decision, is not taken."""
+    if isinstance(error, AlreadyAnswered):
+        return _page("Decided before", _told(error.answer))
+    if isinstance(error, RunEnded):
+        return _page("Too late", f"<p>The run does not wait any more: it is {error.status}.</p>")
+    return problem(str(error))
+
+
+def problem(detail: str) -> str:
+    """Say what is wrong."""
+    return _page("This is not possible", f"<p>{escape(detail[:1].upper() + detail[1:])}.</p>")
+
+
+def _told(first: bytes) -> str:
+    signal = orjson.loads(first)
+    data = signal["data"] if isinstance(signal["data"], dict) else {}
     word = "approved" if data.get("approved") else "declined"
-    by = f" by {_inert(first['by'])}" if first.get("by") else ""
-    told = f"<p>It was {word}{escape(by)} on {iso(first['at'])}.</p>"
-    return _page("Decided before", told)
+    by = f" by {_inert(signal['by'])}" if signal.get("by") else ""
+    return f"<p>It was {word}{escape(by)} on {iso(signal['at'])}.</p>"
 
 
 def parse_form(body: bytes) -> dict[str, str]:
-    """Return a form's fields."""
-    text = body.decode("utf-8", "replace")
-    return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
+    """Return a form's fields.
+
+    Raises: Problem 400.
+    """
+    try:
+        text = body.decode()
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX))
+    except ValueError as error:
+        raise Problem(400, "malformed-form", "the body is no form of ours") from error
 
 
 def _inert(text: str) -> str:
     """Return a text without characters that turn its direction or cannot be seen."""
-    return "".join(c for c in text if c in "\n\t" or (c.isprintable() or c == " "))
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else " " if c.isspace() else "" for c in text
+    )

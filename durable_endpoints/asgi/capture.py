@@ -53,8 +53,8 @@ class ResponseCapture:
             self.start(message)
         elif kind == "http.response.body":
             more = message.get("more_body", False)
-            if more and run.log.clock.monotonic_s() - run.yielded_s > TURN_S_MAX:
-                await run.give_way()
+            if more and run.log.clock.monotonic_s() - run.pace.yielded_s > TURN_S_MAX:
+                await run.pace.give_way(run)
             await self._body(message.get("body", b""), more=more)
         elif kind == "http.response.pathsend":
             await self._file(message["path"])
@@ -92,8 +92,8 @@ class ResponseCapture:
             payload = orjson.dumps({"status": status, "headers": headers})
             run.append_event(Kind.HEAD, payload)
         early, run.early = run.early, None
-        for block in early or ():
-            run.emit(block)
+        for ident, block in early or ():
+            run.emit(ident, block)
 
     async def _body(self, data: bytes, *, more: bool) -> None:
         if self.ended:

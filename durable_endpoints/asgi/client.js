@@ -10,6 +10,7 @@
  *       badge.textContent = run.state;
  *     };
  *     stop.onclick = () => run.cancel(); // leaving the page cancels nothing
+ *     yes.onclick = () => run.signal("confirm", { ok: true }); // while `run.waiting` says so
  *
  * or, item by item: `for await (const item of run) …`. Every event comes once and in order; what
  * a rewind took back is gone from `run.events` and `run.text`.
@@ -33,6 +34,9 @@ const STORED = "durable-endpoints:";
  * @typedef {{type: string, data: string, id: string, offset: number}} DurableEvent
  * @typedef {{type: "durable.rewind", to: number, id: string, offset: number}} Rewind
  * All events with an offset above `to` are taken back.
+ *
+ * @typedef {{kind: string, name: string, until: string | null}} Wait
+ * `kind`: signal, approval, decision, timer, child, … `until`: ISO 8601, null if it has no end.
  *
  * @typedef {object} Options
  * @property {string} [method] "POST" if there is a body, else "GET".
@@ -114,6 +118,8 @@ export class DurableRun {
   status = null;
   /** @type {DurableError | null} */ error = null;
   /** What rewinds left of the events. @type {DurableEvent[]} */ events = [];
+  /** What the run waits for while it is suspended; null while it works. @type {Wait[] | null} */
+  waiting = null;
   /** Called after every item and every change of state. @type {(() => void) | null} */
   onchange = null;
   /** Settles with the run: resolves when it is done, rejects with `error` when it failed. */
@@ -158,21 +164,26 @@ export class DurableRun {
    * "running" while it winds up, "cancelled" after that, another if it had ended before.
    */
   async cancel() {
-    while (this.runId === null && this.#open) await this.#changed();
-    if (this.runId === null) throw this.error ?? new DurableError("detached before it started");
-    for (let tries = 0; ; tries++) {
-      try {
-        const answer = await this.#fetch(this.#route("/cancel"), {
-          method: "POST",
-          keepalive: true,
-        });
-        const ended = answer.status === 409 ? await this.#fetch(this.#route("")) : answer;
-        return (await object(ended)).status;
-      } catch (error) {
-        if (!(error instanceof TryAgain)) throw error;
-        await this.#wait(tries, error.afterMs);
-      }
-    }
+    return this.#insist(async () => {
+      const answer = await this.#fetch(this.#route("/cancel"), { method: "POST", keepalive: true });
+      const ended = answer.status === 409 ? await this.#fetch(this.#route("")) : answer;
+      return (await object(ended)).status;
+    });
+  }
+
+  /**
+   * Send the run a signal; it has it, once, when this resolves, whatever happens. Resolves with
+   * "taken" by a wait, "kept" for one, or "known" if an answer was lost on the way. Rejects with a
+   * `DurableError` if the run does not take it: its `type` ends with the reason.
+   * @param {string} name @param {unknown} [data] What JSON can hold.
+   */
+  async signal(name, data = null) {
+    const headers = { "Content-Type": "application/json", "Idempotency-Key": newKey() };
+    const init = { method: "POST", headers, body: JSON.stringify(data) };
+    return this.#insist(async () => {
+      const tail = `/signals/${encodeURIComponent(name)}`;
+      return (await object(await this.#fetch(this.#route(tail), init))).outcome;
+    });
   }
 
   /** Stop following, here and now. The run goes on, and can be attached to again. */
@@ -198,6 +209,23 @@ export class DurableRun {
   }
 
   // --- connections
+
+  /**
+   * Ask until there is an answer: for what may be asked any number of times.
+   * @template T @param {() => Promise<T>} asking @returns {Promise<T>}
+   */
+  async #insist(asking) {
+    while (this.runId === null && this.#open) await this.#changed();
+    if (this.runId === null) throw this.error ?? new DurableError("detached before it started");
+    for (let tries = 0; ; tries++) {
+      try {
+        return await asking();
+      } catch (error) {
+        if (!(error instanceof TryAgain)) throw error;
+        await this.#wait(tries, error.afterMs);
+      }
+    }
+  }
 
   async #follow() {
     const stopWaking = this.#wakeWithThePage();
@@ -336,11 +364,15 @@ export class DurableRun {
       if (type === "durable.run" && told.run_id !== this.runId) {
         throw new DurableError(`followed run ${this.runId}, was sent ${told.run_id}`);
       }
+      // Every connection begins with `durable.run`, and is told anew if the run waits.
+      if (type === "durable.run" && this.waiting !== null) this.#waitsFor(null);
+      if (type === "durable.suspended") this.#waitsFor(told.waiting);
       return;
     }
     const offset = this.#place(id);
     if (offset === null) return;
     this.#tries = 0;
+    this.waiting = null;
     if (type === "durable.rewind") {
       const to = JSON.parse(data).to;
       this.events = this.events.filter((event) => event.offset <= to);
@@ -379,6 +411,7 @@ export class DurableRun {
   /** @param {string} status @param {string | null} error */
   #end(status, error) {
     this.status = status;
+    this.waiting = null;
     if (!["completed", "running", "suspended", "cancelled"].includes(status)) {
       throw new DurableError(
         `run ${this.runId} ${status}: ${error ?? "no error given"}`,
@@ -387,6 +420,12 @@ export class DurableRun {
       );
     }
     this.#become("done");
+  }
+
+  /** @param {Wait[] | null} waiting */
+  #waitsFor(waiting) {
+    this.waiting = waiting;
+    this.#notify();
   }
 
   /** @param {State} state */

@@ -7,12 +7,11 @@ import re
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from starlette._utils import get_route_path
-
 from durable_endpoints.asgi.capture import ResponseCapture
-from durable_endpoints.asgi.problems import Problem, overloaded
+from durable_endpoints.asgi.opening import Attached, Opening
+from durable_endpoints.asgi.problems import Problem
 from durable_endpoints.asgi.replies import send_accepted, send_whole
-from durable_endpoints.asgi.request import capture, fingerprint, header, idempotency_key
+from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
 from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
@@ -21,7 +20,7 @@ from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
-from durable_endpoints.errors import ControlSignal, DurableError, Overloaded
+from durable_endpoints.errors import ControlSignal, DurableError
 from durable_endpoints.limits import BODY_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -174,7 +173,9 @@ class Exchange:
 
     # --- promotion
 
-    async def promote(self, spec: EndpointSpec, *, pattern: bool = False) -> None:
+    async def promote(
+        self, spec: EndpointSpec, *, concurrency_key: str | None = None, pattern: bool = False
+    ) -> None:
         """Make the request a run; see `Admission.promote`."""
         if self.run is not None:
             return
@@ -183,62 +184,21 @@ class Exchange:
                 f"{spec.name}: the response had begun before @durable was reached; put @durable "
                 "on the endpoint itself, right below the route decorator"
             )
-        scope, host = self._scope, self._host
         try:
-            await host.ensure_open()
+            await self._host.ensure_open()
+            body = await self._whole_body()
+            opening = Opening(
+                self._host, spec, self._scope, self._origin, body, pattern, concurrency_key
+            )
+            run = await opening.open()
         except Problem as problem:
             self._halt(problem)
-        body = await self._whole_body()
-        principal = await host.principal_of(scope)
-        name = f"{scope['method']} {self._route()}"
-        try:
-            key = idempotency_key(scope)
-        except Problem as problem:
-            self._halt(problem)
-        if key is not None:  # a key belongs to the address that it was sent to
-            key = f"{get_route_path(self._origin)} {key}"
-        print_ = fingerprint(self._origin, body) if key else None
-        if key is not None:
-            known = await host.engine.keys.reserve(principal, name, key)
-            if known is not None:
-                await self._attach(known, principal, print_)
-        rewinds = host.wants_control(scope)
-        run = None
-        try:
-            run = host.engine.begin(
-                name, version=spec.version, principal=principal, key=key, fingerprint=print_,
-                args=capture(self._origin, rewinds=rewinds, pattern=pattern), payload=body,
-            )  # fmt: skip
-        except Overloaded as error:
-            self._halt(overloaded(str(error)))
-        finally:
-            if key is not None:
-                self._settle_key(principal, name, key, run)
-        run.rewind_aware = rewinds
+        except Attached as found:
+            self._attached = found.run
+            raise Halted(found.run.id) from None
         self._enter(run)
-
-    def _route(self) -> str:
-        """Return the route's path as it is written in the app, below what it is mounted at."""
-        template = getattr(self._scope.get("route"), "path", None)
-        if template is None:
-            return get_route_path(self._origin)
-        mounted: str = self._scope.get("root_path", "")
-        return mounted.removeprefix(self._origin.get("root_path", "")) + str(template)
-
-    def _settle_key(self, principal: str | None, name: str, key: str, run: LiveRun | None) -> None:
-        """Free the key once the run is durable: from then on the store finds it."""
-        engine = self._host.engine
-        if run is None:
-            engine.keys.settle(principal, name, key, None)
-            return
-
-        async def settle() -> None:
-            try:
-                await run.durable(0)
-            finally:
-                engine.keys.settle(principal, name, key, run.id if run.durable_seq >= 0 else None)
-
-        self._host.spawn(settle())
+        if concurrency_key is not None and spec.on_conflict == "queue":
+            await self._host.engine.conflicts.take_turn(run)
 
     def _enter(self, run: LiveRun) -> None:
         """Let the rest of the app's work belong to the run."""
@@ -270,22 +230,14 @@ class Exchange:
                 self._served = min(served, self._served)  # the app has yet to get it
             if message["type"] != "http.request":
                 detail = "the client left before its request was whole"
-                self._halt(Problem(400, "incomplete-request", detail))
+                raise Problem(400, "incomplete-request", detail)
         if self._size > BODY_BYTES_MAX:
             detail = f"a durable request has at most {BODY_BYTES_MAX:,} bytes"
-            self._halt(Problem(413, "body-too-large", detail))
+            raise Problem(413, "body-too-large", detail)
         return b"".join(message.get("body", b"") for message in self._messages)
 
     def _incomplete(self) -> bool:
         return not self._complete and self._size <= BODY_BYTES_MAX
-
-    async def _attach(self, run_id: str, principal: str | None, print_: str | None) -> NoReturn:
-        run = await self._host.engine.observe(run_id, principal)
-        if run.record.fingerprint != print_:
-            detail = "this Idempotency-Key was used with another request; choose a new one"
-            self._halt(Problem(422, "idempotency-key-reused", detail))
-        self._attached = run
-        raise Halted(run_id)
 
     def _halt(self, problem: Problem) -> NoReturn:
         self._problem = problem

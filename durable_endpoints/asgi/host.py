@@ -193,8 +193,9 @@ class Host:
         extra = restore(run.record.principal, meta) if restore is not None else ()
         scope = rebuild(meta, self.template, extra)
         exchange = ReplayedExchange(
-            run, journal, scope, started.payload, lambda: self.engine.leaving
-        )
+            run, journal, scope, started.payload, lambda: self.engine.leaving,
+            self.engine.conflicts.take_turn,
+        )  # fmt: skip
         pattern = self.pattern_of(get_route_path(scope)) if meta["pattern"] else None
         run.task = self.spawn(exchange.handle(self.app, pattern))
         await asyncio.wait([run.task])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from durable_endpoints.asgi.fields import iso
 from durable_endpoints.errors import (
     AlreadyAnswered,
     Corrupt,
@@ -73,7 +74,7 @@ def as_problem(error: DurableError) -> Problem:
     """
     if isinstance(error, AlreadyAnswered):
         first = orjson.loads(error.answer)
-        answer = {"data": first["data"], "by": first["by"], "at": first["at"]}
+        answer = {"data": first["data"], "by": first["by"], "at": iso(first["at"])}
         return Problem(409, "already-answered", str(error), fields={"answer": answer})
     if isinstance(error, RunDeleted):
         return Problem(410, "run-deleted", "the run was deleted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from durable_endpoints.asgi.capture import ResponseCapture
@@ -27,11 +27,13 @@ class ReplayedExchange:
     """Stands where `Exchange` stands, for a run that a crash has cut."""
 
     def __init__(
-        self, run: LiveRun, journal: Journal, scope: Scope, body: bytes, leaving: Callable[[], bool]
-    ) -> None:
+        self, run: LiveRun, journal: Journal, scope: Scope, body: bytes,
+        leaving: Callable[[], bool], take_turn: Callable[[LiveRun], Awaitable[None]],
+    ) -> None:  # fmt: skip
         self._run = run
         self._journal = journal
         self._leaving = leaving
+        self._take_turn = take_turn
         self._scope = scope
         self._body: bytes | None = body
         self._capture: ResponseCapture | None = None
@@ -99,7 +101,7 @@ class ReplayedExchange:
             self._status = message["status"]
             self._held = message
 
-    async def promote(self, spec: EndpointSpec) -> None:
+    async def promote(self, spec: EndpointSpec, *, concurrency_key: str | None = None) -> None:
         """Begin the replay; see `Admission.promote`."""
         run = self._run
         if self._capture is not None:
@@ -116,3 +118,5 @@ class ReplayedExchange:
         SCOPE.set(RunScope(run))
         if self._held is not None:
             self._capture.start(self._held)
+        if concurrency_key is not None and spec.on_conflict == "queue":
+            await self._take_turn(run)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KIND: Final = "http"
 
 
-def capture(scope: Scope, *, rewinds: bool, pattern: bool) -> bytes:
+def capture(scope: Scope, *, rewinds: bool, pattern: bool, deadline_ms: int | None = None) -> bytes:
     """Return the JSON of a request without its body and without its secrets (I19)."""
     headers = []
     for name, value in scope["headers"]:
@@ -42,6 +42,7 @@ def capture(scope: Scope, *, rewinds: bool, pattern: bool) -> bytes:
             "server": list(server) if server else None,
             "rewinds": rewinds,
             "pattern": pattern,
+            "deadline": deadline_ms,
         }
     )
 

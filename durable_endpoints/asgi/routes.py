@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from durable_endpoints.asgi.host import Host
+    from durable_endpoints.console.auth import AuthHook
 
 _CLIENT_JS: Final = Path(__file__).parent / "client.js"
 _NUMBER: Final = re.compile(r"-?[0-9]{1,12}")
@@ -39,9 +40,9 @@ _NUMBER: Final = re.compile(r"-?[0-9]{1,12}")
 class ControlRoutes:
     """An ASGI app for everything under the prefix."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, console_auth: AuthHook | None = None) -> None:
         self._host = host
-        self._console = Door(host)
+        self._console = Door(host, console_auth)
         self._router = Router(
             [
                 Route("/runs", self.list_runs),

@@ -61,13 +61,22 @@ class Signing:
                 "durable_endpoints.links.new_secret()"
             )
         place = path.with_name(path.name + ".secret")
-        try:
-            handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return place.read_text().strip()
-        with os.fdopen(handle, "w") as file:
-            secret = new_secret()
-            file.write(secret + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return secret
+        if not place.exists():
+            _keep(place, new_secret())
+        return place.read_text().strip()
+
+
+def _keep(place: Path, secret: str) -> None:
+    """Write a secret for the owner's eyes only; whole or not at all, whatever happens."""
+    draft = place.with_name(place.name + ".new")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(place)
+    folder = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -24,6 +24,7 @@ from durable_endpoints.engine.steps import (
     StepSpec,
     as_recorded,
     claim,
+    deliver,
     hash_args,
     outcome,
     record,
@@ -31,7 +32,7 @@ from durable_endpoints.engine.steps import (
     timed,
 )
 from durable_endpoints.engine.undo import Undo
-from durable_endpoints.engine.waits import Wait
+from durable_endpoints.engine.wait import Wait
 from durable_endpoints.errors import DurableError, EffectAmbiguous, Escalate
 from durable_endpoints.journal import Recorded
 from durable_endpoints.records import Entry, Kind
@@ -67,6 +68,7 @@ class Call:
         self._failed = 0
         self._began_ms = self.run.log.now_ms()
         self._asked = 0  # how often a person was asked
+        self._decided_seq = -1
 
     async def result(self) -> Any:
         """Return the call's outcome, recorded or made now."""
@@ -81,15 +83,18 @@ class Call:
         if known is not None and known.deliveries:
             return await self._recorded(known)
         await settle(run)
-        if known is not None and known.attempts:
-            last = orjson.loads(known.attempts[-1].payload)
-            self._failed, self._began_ms = len(known.attempts), last["began"]
+        # What a person decided since gives a new budget, and knows of what was begun.
+        failed = [a for a in known.attempts if a.seq > self._decided_seq] if known else []
+        begun = [seq for seq in known.intents if seq > self._decided_seq] if known else []
+        if failed:
+            last = orjson.loads(failed[-1].payload)
+            self._failed, self._began_ms = len(failed), last["began"]
             await self._pause(last["until"], "retry")
         began_s = run.log.clock.monotonic_s()
         data = b""
         try:
             if not done and failure is None:
-                value = await self._until_done(ambiguous=known is not None and known.intended)
+                value = await self._until_done(ambiguous=len(begun) > len(failed))
             data, value = spec.codec.record(value)
         except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
             failure = error
@@ -101,8 +106,8 @@ class Call:
         )  # fmt: skip
         if failure is None:
             self._undoable(fresh=True)
-        if run.strict:
-            await run.durable(seq)
+        if run.strict or run.pace.shared:
+            await deliver(run, seq)
         if failure is None:
             return value
         raised = as_recorded(spec, failure)
@@ -114,7 +119,7 @@ class Call:
     async def _recorded(self, known: Recorded) -> Any:
         run, delivery = self.run, known.deliveries[-1]
         if run.replay is not None:
-            await run.replay.turn(delivery, concurrent=self.scope.concurrent)
+            await run.replay.turn(delivery)
         entry: Entry = delivery.entry
         if entry.kind == Kind.STEP:
             value = outcome(self.spec, entry)
@@ -144,9 +149,13 @@ class Call:
             asked = run.replay.journal.calls.get(f"{self.ident}!{self._asked}")
             if asked is None:
                 break
+            if asked.deliveries:
+                self._decided_seq = asked.deliveries[-1].entry.seq
             summary = orjson.loads(asked.value or b"{}").get("summary") or self.spec.name
             try:
                 decided = await self._ask(summary)
+                if not asked.deliveries:  # decided just now
+                    self._decided_seq = run.seq - 1
             except DurableError:
                 if known is None or not known.deliveries:
                     raise
@@ -159,14 +168,13 @@ class Call:
 
         Raises: what the last attempt raised.
         """
-        if self.spec.effect:
-            if ambiguous:
-                done, value = await self._resolve()
-                if done:
-                    return value
-            else:
-                await self._intend()
+        if self.spec.effect and ambiguous:
+            done, value = await self._resolve()
+            if done:
+                return value
         while True:
+            if self.spec.effect:
+                await self._intend()
             try:
                 return await self._attempt()
             except Exception as error:  # noqa: BLE001 - raised again if it stands

@@ -14,7 +14,6 @@ from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.engine.steps import claim, settle
 from durable_endpoints.errors import NotDurable, RunCancelled, RunFailed
 from durable_endpoints.ids import new_run_id
-from durable_endpoints.limits import CHILD_RECHECK_S
 from durable_endpoints.records import Kind
 
 logger = logging.getLogger("durable_endpoints")
@@ -73,6 +72,3 @@ async def cancel_children(run: LiveRun) -> None:
     """Cancel the children that are still at work; returns when that is durable."""
     for child_id in list(run.children):
         await run.log.host.cancel_child(run, child_id)
-
-
-RECHECK_MS = int(CHILD_RECHECK_S * 1000)

@@ -219,14 +219,14 @@ def emit(data: Any, *, event: str | None = None) -> None:
     block = ("\n".join(lines) + "\n\n").encode()
     if len(block) > EVENT_BYTES_MAX:
         raise PayloadTooLarge("emit", len(block), EVENT_BYTES_MAX)
-    on_loop(scope.run, _emit, scope.run, block)
+    on_loop(scope.run, _emit, scope.run, scope.next_emit(), block)
 
 
-def _emit(run: LiveRun, block: bytes) -> None:
+def _emit(run: LiveRun, ident: str, block: bytes) -> None:
     if run.early is not None:  # observers get the response head first
-        run.early.append(block)
+        run.early.append((ident, block))
     else:
-        run.emit(block)
+        run.emit(ident, block)
 
 
 def _value(scope: Scope, name: str, make: Callable[[], bytes]) -> bytes:

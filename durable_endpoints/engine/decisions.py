@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +11,7 @@ import orjson
 
 from durable_endpoints.engine.scope import Scope
 from durable_endpoints.engine.steps import claim, settle
-from durable_endpoints.engine.waits import LISTED, Wait
+from durable_endpoints.engine.wait import LISTED, Wait
 from durable_endpoints.errors import SignalTimeout
 from durable_endpoints.records import Kind
 
@@ -42,10 +43,14 @@ async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes
     if call is not None and call.deliveries:
         delivery = call.deliveries[0]
         if run.replay is not None:
-            await run.replay.turn(delivery, concurrent=scope.concurrent)
+            await run.replay.turn(delivery)
         return delivery.entry.kind, delivery.entry.payload
-    await settle(run)
     key = f"{ident} {wanted.label}".encode()
+    try:
+        await settle(run)
+    except asyncio.CancelledError:
+        run.waits.give_up(ident, key)
+        raise
     until_ms = wanted.until_ms
     wait = Wait(
         ident, key, wanted.kind, wanted.name, until_ms, wanted.once, wanted.check,
@@ -68,8 +73,6 @@ async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes
         wait.until_ms = orjson.loads(call.value or b"{}").get("until")
     found = await run.waits.wait(wait)
     scope.check_life()
-    if run.strict:
-        await run.durable(run.seq - 1)
     return found
 
 

@@ -77,6 +77,7 @@ async def _unwind(run: LiveRun) -> list[str]:
     if not run.undo and not run.children:
         return []
     life = run.life
+    run.told = True  # a cancel now lets it end as cancelled, and does not cut it
     life.working += 1  # somebody is at work on it, though the handler is at its end
     try:
         await cancel_children(run)
@@ -91,4 +92,6 @@ def is_given_up(run: LiveRun, error: BaseException | None) -> bool:
         return False
     if isinstance(error, BaseExceptionGroup):
         return any(is_given_up(run, inner) for inner in error.exceptions)
-    return error is run.given_up
+    while error is not None and error is not run.given_up:  # a library may have wrapped it
+        error = error.__cause__
+    return error is not None

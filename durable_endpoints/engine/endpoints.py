@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, overload
+from datetime import timedelta
+from typing import Any, Final, Protocol, TypeVar, overload
 
 import anyio.to_thread
 
+from durable_endpoints.limits import IDEMPOTENCY_KEY_CHARS_MAX
+
 F = TypeVar("F", bound=Callable[..., Any])
+POLICIES: Final = ("attach", "queue", "replace", "reject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,15 @@ class EndpointSpec:
 
     name: str
     version: str = "1"
+    concurrency_key: str | None = None
+    on_conflict: str = "attach"
+    timeout_s: float | None = None
 
 
 class Admission(Protocol):
     """The request around an endpoint, able to become a run."""
 
-    async def promote(self, spec: EndpointSpec) -> None:
+    async def promote(self, spec: EndpointSpec, *, concurrency_key: str | None = None) -> None:
         """Make the request a run, unless it is one already."""
         ...
 
@@ -38,19 +45,42 @@ ENDPOINTS: dict[str, tuple[EndpointSpec, Callable[..., Any]]] = {}
 @overload
 def durable(function: F, /) -> F: ...
 @overload
-def durable(*, version: str = "1") -> Callable[[F], F]: ...
-def durable(function: Callable[..., Any] | None = None, /, *, version: str = "1") -> Any:
+def durable(
+    *,
+    version: str = "1",
+    concurrency_key: str | None = None,
+    on_conflict: str = "attach",
+    timeout: float | timedelta | None = None,
+) -> Callable[[F], F]: ...
+def durable(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    version: str = "1",
+    concurrency_key: str | None = None,
+    on_conflict: str = "attach",
+    timeout: float | timedelta | None = None,
+) -> Any:
     """Make each request to an endpoint a run. Goes below the route decorator.
 
     Works on `async def`, `def` (run in a worker thread, as FastAPI does) and generators. Raise
     `version` when you change the order of a handler's steps: runs of another version are parked
     instead of being replayed by code that they do not fit. Outside a request the endpoint is the
     plain function.
+
+    `concurrency_key` is a template over the endpoint's parameters, such as `"{thread}"`: of one
+    route, principal and key, one run is at work at a time. What a second request gets is up to
+    `on_conflict`: `attach` (the first one's response), `queue` (its turn after the others),
+    `replace` (the first is cancelled), `reject` (409). `timeout`, seconds or a timedelta, fails
+    a run that takes longer, its waits included.
     """
+    if on_conflict not in POLICIES:
+        raise ValueError(f"on_conflict={on_conflict!r}: choose one of {', '.join(POLICIES)}")
+    timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
 
     def decorate(function: Callable[..., Any]) -> Any:
         name = f"{function.__module__}:{function.__qualname__}"
-        spec = EndpointSpec(name, version)
+        spec = EndpointSpec(name, version, concurrency_key, on_conflict, timeout_s)
         wrapped = _wrap(function, spec)
         ENDPOINTS[name] = (spec, wrapped)
         wrapped.durable_endpoint = spec
@@ -59,10 +89,23 @@ def durable(function: Callable[..., Any] | None = None, /, *, version: str = "1"
     return decorate if function is None else decorate(function)
 
 
-async def _admit(spec: EndpointSpec) -> None:
+async def _admit(
+    spec: EndpointSpec, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+) -> None:
     admission = ADMISSION.get()
-    if admission is not None:
+    if admission is None:
+        return
+    if spec.concurrency_key is None:
         await admission.promote(spec)
+        return
+    bound = inspect.signature(function).bind_partial(*args, **kwargs)
+    bound.apply_defaults()
+    key = spec.concurrency_key.format_map(bound.arguments)
+    if len(key) > IDEMPOTENCY_KEY_CHARS_MAX:
+        raise ValueError(
+            f"{spec.name}: a concurrency key has at most {IDEMPOTENCY_KEY_CHARS_MAX} characters"
+        )
+    await admission.promote(spec, concurrency_key=key)
 
 
 def _wrap(function: Callable[..., Any], spec: EndpointSpec) -> Any:
@@ -70,7 +113,7 @@ def _wrap(function: Callable[..., Any], spec: EndpointSpec) -> Any:
 
         @functools.wraps(function)
         async def stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            await _admit(spec)
+            await _admit(spec, function, args, kwargs)
             async with aclosing(function(*args, **kwargs)) as items:
                 async for item in items:
                     yield item
@@ -80,14 +123,14 @@ def _wrap(function: Callable[..., Any], spec: EndpointSpec) -> Any:
 
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            await _admit(spec)
+            await _admit(spec, function, args, kwargs)
             return await function(*args, **kwargs)
 
         return call
     if inspect.isgeneratorfunction(function):
 
         async def iterate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            await _admit(spec)
+            await _admit(spec, function, args, kwargs)
             items = function(*args, **kwargs)
             end = object()
             while (item := await anyio.to_thread.run_sync(next, items, end)) is not end:
@@ -96,7 +139,7 @@ def _wrap(function: Callable[..., Any], spec: EndpointSpec) -> Any:
         return _as_async(iterate, function)
 
     async def work(*args: Any, **kwargs: Any) -> Any:
-        await _admit(spec)
+        await _admit(spec, function, args, kwargs)
         return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs))
 
     return _as_async(work, function)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-import orjson
-
 from durable_endpoints.clock import Clock, SystemClock
+from durable_endpoints.engine import steering
+from durable_endpoints.engine.conflicts import Conflicts
 from durable_endpoints.engine.keys import Keys
 from durable_endpoints.engine.log import Log, leave
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
-from durable_endpoints.engine.waits import LISTED, Receipt, Signal, encode_data
+from durable_endpoints.engine.wait import LISTED, Receipt, Signal, encode_data
 from durable_endpoints.engine.waking import Waking
 from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound, StoreFailed
 from durable_endpoints.failures import plain
 from durable_endpoints.ids import RUN_ID, new_run_id
-from durable_endpoints.journal import Journal, failures_of
+from durable_endpoints.journal import Journal
 from durable_endpoints.limits import DRAIN_S, LIST_ROWS_MAX, RUNS_LIVE_MAX, SUSPEND_GRACE_S
 from durable_endpoints.records import Entry, Kind, RunRecord
 from durable_endpoints.states import ENDED, TERMINAL
@@ -62,8 +62,11 @@ class Engine:
         # Unfinished runs that somebody reads and nobody here drives (yet).
         self._idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self.waking = Waking(self, suspend_grace_s)
+        self.conflicts = Conflicts(self)
         self._on_failure = on_failure
         self.keys = Keys(store)
+        self._claiming: set[str] = set()
+        self._loads: dict[str, bool] = {}
         self._loading: dict[tuple[str, str | None], asyncio.Task[LiveRun]] = {}
 
     @property
@@ -128,6 +131,7 @@ class Engine:
         run = LiveRun(self.log, record, opening=True)
         run.strict = self.strict
         self.runs[record.run_id] = run
+        self.conflicts.began(run)
         run.append(Kind.STARTED, b"", payload, args=args)
         return run
 
@@ -145,13 +149,26 @@ class Engine:
 
     def forget(self, run: LiveRun) -> None:
         """Drive a run no longer; whoever still reads it keeps it, and finds it when it goes on."""
+        if run.id in self._loads:
+            self._loads[run.id] = True
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
             if not run.ended:
                 self._idle[run.id] = run
 
-    def adopt(self, record: RunRecord) -> LiveRun:
-        """Take charge of a run that this process has claimed."""
+    async def claim(self, run_ids: Sequence[str], *, dead: bool = False) -> list[LiveRun]:
+        """Take charge of unfinished runs that nobody here drives; see `Store.claim`."""
+        wanted = [i for i in run_ids if i not in self.runs and i not in self._claiming]
+        self._claiming.update(wanted)
+        try:
+            claimed = await self.store.claim(wanted, self.clock.now_ms(), dead=dead)
+            return [self._adopt(record) for record in claimed]
+        finally:
+            self._claiming.difference_update(wanted)
+
+    def _adopt(self, record: RunRecord) -> LiveRun:
+        if record.run_id in self._loads:
+            self._loads[record.run_id] = True
         run = self._idle.pop(record.run_id, None)
         if run is None:
             run = LiveRun(self.log, record, opening=False)
@@ -182,6 +199,7 @@ class Engine:
 
     async def _load(self, run_id: str, principal: str | None) -> LiveRun:
         while True:
+            self._loads[run_id] = False  # true once it has changed hands meanwhile
             record = await self.store.get(run_id)
             if record is None:
                 if await self.store.was_deleted(run_id, principal):
@@ -196,7 +214,8 @@ class Engine:
             except Corrupt as error:
                 run.error = str(error)
                 run.fenced, run.damaged = f"damaged: {error}", True
-            break
+            if not self._loads.pop(run_id, True):
+                break
         known = self.runs.get(run_id) or self._idle.get(run_id)
         if known is not None:  # somebody was faster
             return known
@@ -211,61 +230,21 @@ class Engine:
 
         A dead run is dropped: what it has done is undone, as with any other.
         """
-        if run.over or run.record.status in TERMINAL:
-            return
-        if run.id not in self.runs or run.resting:  # nobody drives it
-            await self._cancel_parked(run)
-            return
-        if not run.cancelling:
-            seq = run.append(Kind.CANCEL)
-            run.cancelling = True
-            # During a replay the handler gets to where it was, so that it can be undone.
-            if run.task is not None and run.replay is None:
-                run.task.cancel("the run was cancelled")
-            await run.durable(seq)
-
-    async def _cancel_parked(self, run: LiveRun) -> None:
-        while run.resting and run.id in self.runs:  # until it is durably suspended
-            await run.progress()
-        claimed = await self.store.claim([run.id], self.clock.now_ms(), dead=True)
-        if not claimed:
-            return
-        parked = self.adopt(claimed[0])
-        entries = await read_journal(self.store, run.id)
-        unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
-        parked.append(Kind.CANCEL)
-        parked.cancelling = True
-        if unwind and self.waking.drive is not None and claimed[0].status != "diverged":
-            parked.revive()
-            await parked.durable(parked.seq - 1)
-            self.waking.drive(parked)
-            return
-        try:
-            parked.waits.close()
-            await parked.durable(parked.end(Kind.CANCELLED, "cancelled", None))
-        finally:
-            self.forget(parked)
+        await steering.cancel(self, run)
 
     async def retry(self, run: LiveRun) -> bool:
         """Have a dead or diverged run go on; returns when that is durable. False for others.
 
         The failure that it died of is void; what is recorded besides stays.
         """
-        if run.record.status not in ("dead", "diverged"):
-            return False
-        claimed = await self.store.claim([run.id], self.clock.now_ms(), dead=True)
-        if not claimed or claimed[0].status not in ("dead", "diverged"):
-            return False
-        parked = self.adopt(claimed[0])
-        keys = failures_of(await read_journal(self.store, run.id))
-        seq = parked.append(Kind.RETRY, b"", orjson.dumps(keys))
-        parked.revive()
-        await parked.durable(seq)
-        if self.waking.drive is not None:
-            self.waking.drive(parked)
-        else:
-            self.forget(parked)
-        return True
+        return await steering.retry(self, run)
+
+    async def fork(
+        self, run: LiveRun, before_seq: int, *,
+        payload: bytes | None = None, results: Mapping[str, bytes] | None = None,
+    ) -> LiveRun:  # fmt: skip
+        """Begin a run that shares another's journal up to an entry. See `steering.fork`."""
+        return await steering.fork(self, run, before_seq, payload=payload, results=results)
 
     async def signal(
         self, run: LiveRun, name: str, data: Any = None, *,

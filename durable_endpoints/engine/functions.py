@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -77,6 +77,25 @@ class Run:
         """Have a dead or diverged run go on. See `Engine.retry`."""
         return await self._engine.retry(self._run)
 
+    async def fork(
+        self,
+        from_step: int,
+        *,
+        input: Any = None,  # noqa: A002 - what a caller would look for
+        results: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Begin a run that shares this one's journal up to entry `from_step` (its seq).
+
+        `input` replaces the arguments, as `{"args": […], "kwargs": {…}}`; `results`, by the
+        calls' keys in the journal, what steps returned.
+
+        Raises: ValueError if there is no such entry; NotSerializable; Overloaded.
+        """
+        payload = None if input is None else dumps(input, "input of a fork")
+        changed = {key: dumps(value, f"result of {key}") for key, value in (results or {}).items()}
+        forked = await self._engine.fork(self._run, from_step, payload=payload, results=changed)
+        return Run(self._engine, forked)
+
     async def cancel(self) -> None:
         """Ask the run to stop; returns when that is durable."""
         await self._engine.cancel(self._run)
@@ -103,12 +122,17 @@ def begin_call(
     if spec is None:
         raise NotDurable(f"{function!r} is not @durable: decorate it first")
     payload = dumps({"args": args, "kwargs": kwargs}, f"arguments of {spec.name}")
-    meta = orjson.dumps({"kind": KIND, "function": spec.name})
+    deadline_ms = None
+    if spec.timeout_s is not None:
+        deadline_ms = engine.clock.due_ms() + int(spec.timeout_s * 1000)
+    meta = orjson.dumps({"kind": KIND, "function": spec.name, "deadline": deadline_ms})
     run = engine.begin(
         spec.name, version=spec.version, args=meta, payload=payload, principal=principal,
         run_id=run_id, parent=parent,
     )  # fmt: skip
     run.task = engine.spawn(_drive(engine, run, spec, function, payload))
+    if deadline_ms is not None:
+        run.waits.limit(deadline_ms)
     return run
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from durable_endpoints.clock import Clock
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.engine.waits import Signal
+from durable_endpoints.engine.wait import Signal
 from durable_endpoints.errors import StoreError
 from durable_endpoints.limits import WINDOW_AGE_S_MAX, WINDOW_BYTES_MAX, WINDOW_ENTRIES_MAX
 from durable_endpoints.quotas import Quotas
@@ -63,6 +63,14 @@ class Host(Protocol):
 
     async def cancel_child(self, run: LiveRun, child_id: str) -> None:
         """Cancel a child run, unless it is at its end."""
+        ...
+
+    def turn_awaited(self, run: LiveRun) -> None:
+        """Tell a run when it is the first of its concurrency key."""
+        ...
+
+    def key_freed(self, run: LiveRun) -> None:
+        """Note that a run which held a concurrency key is at its end."""
         ...
 
     def approval_path(self, run_id: str, ident: str, until_ms: int | None) -> str:

@@ -102,8 +102,7 @@ class Recovery:
             return
         ids = [record.run_id for record in records if record.run_id not in engine.runs]
         driving = []
-        for record in await engine.store.claim(ids, engine.clock.now_ms()):
-            run = engine.adopt(record)
+        for run in await engine.claim(ids):
             task = self.drive(run)
             driving.append(self._caught_up(run, task, progress=suspect_s is not None))
         try:
@@ -161,6 +160,8 @@ class Recovery:
         run.progress_after = len(entries) + 1  # what recovery itself appends is no progress
         journal = Journal(interrupt(run, entries))
         run.progress_after = journal.voided
+        if meta.get("deadline") is not None:
+            run.waits.limit(meta["deadline"])
         logger.info("run %s goes on (attempt %d)", run.id, run.record.attempts)
         await driver(run, started, journal)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from durable_endpoints.engine.pace import Pace
 from durable_endpoints.journal import Delivery, Journal
 from durable_endpoints.limits import REPLAY_STALL_S
 
@@ -15,32 +16,39 @@ class Replay:
     def __init__(
         self,
         journal: Journal,
+        pace: Pace,
         loop: asyncio.AbstractEventLoop,
         on_exhausted: Callable[[], None],
         on_stall: Callable[[str], None],
+        on_cancel: Callable[[], None],
         stall_s: float = REPLAY_STALL_S,
     ) -> None:
         self.journal = journal
         self.working = 0  # live steps, for which a replay may wait as long as they take
+        self._pace = pace
         self._loop = loop
         self._on_exhausted = on_exhausted
         self._on_stall = on_stall
+        self._on_cancel = on_cancel
         self._stall_s = stall_s
         self._moves = 0
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._ending: list[asyncio.Future[None]] = []
         self._timer = loop.call_later(stall_s, self._check, 0)
 
-    async def turn(self, delivery: Delivery, *, concurrent: bool) -> None:
+    async def turn(self, delivery: Delivery) -> None:
         """Wait until it is this completion's turn, and take it."""
         journal = self.journal
-        while not journal.is_turn(delivery):
-            waiter = self._loop.create_future()
-            self._waiting[delivery.index] = waiter
-            await waiter
-        if concurrent:
-            await asyncio.sleep(0)  # let what the completion before set off go first
-        self.take(delivery)
+        try:
+            while not journal.is_turn(delivery):
+                waiter = self._loop.create_future()
+                self._waiting[delivery.index] = waiter
+                await waiter
+            if self._pace.shared:
+                await self._pace.pass_on(self._pace.ticket())
+        finally:
+            # Also when the caller was cancelled: live, too, it was complete by then.
+            self.take(delivery)
 
     def take(self, delivery: Delivery) -> None:
         """Take a completion now, in turn or not: for callers that cannot wait."""
@@ -50,6 +58,8 @@ class Replay:
     def moved(self) -> None:
         """Wake whoever is next, after a delivery or a matched event."""
         self._moves += 1
+        if self.journal.at_cancel:
+            self._on_cancel()
         upcoming = self.journal.upcoming
         if upcoming is not None:
             waiting = self._waiting.get(upcoming.index)

@@ -11,7 +11,8 @@ from zlib import crc32
 
 import orjson
 
-from durable_endpoints.engine.life import Life, expire
+from durable_endpoints.engine.life import Life
+from durable_endpoints.engine.pace import TURNS_APART, Pace
 from durable_endpoints.engine.recent import Event, Recent
 from durable_endpoints.engine.replay import Replay
 from durable_endpoints.engine.waits import Waits
@@ -19,11 +20,9 @@ from durable_endpoints.errors import Diverged, Fenced
 from durable_endpoints.failures import plain
 from durable_endpoints.frames import pack, pack_entry
 from durable_endpoints.limits import (
-    FIRST_COMMIT_S_MAX,
     REPLAY_STALL_S,
     RUN_BYTES_MAX,
     RUN_ENTRIES_MAX,
-    TURN_S_MAX,
 )
 from durable_endpoints.records import (
     REPEATED_KINDS,
@@ -52,10 +51,10 @@ class LiveRun:
         "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq", "_hash_in", "_opening",
         "_parked", "_parts", "_progress", "_status", "_waiters", "_waits", "at_ms",
         "body_end_seq", "cancelling", "caught_up", "children", "crc", "damaged", "durable_offset",
-        "durable_seq", "early", "error", "fenced", "given_up", "head", "held_back", "life", "log",
-        "offset", "patches", "progress_after", "progressed", "queued", "readers", "recent",
+        "durable_seq", "early", "error", "fenced", "given_up", "head", "life", "log",
+        "offset", "pace", "patches", "progress_after", "progressed", "queued", "readers", "recent",
         "record", "replay", "resting", "rewind_aware", "rewinds", "seq", "strict", "task",
-        "terminal_seq", "undo", "yielded_s",
+        "terminal_seq", "told", "undo",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -70,7 +69,7 @@ class LiveRun:
         self.recent = Recent()
         self.rewinds: list[tuple[int, int]] = []  # (offset of the rewind, what it went back to)
         self.rewind_aware = False
-        self.early: list[bytes] | None = None  # emitted before the response began
+        self.early: list[tuple[str, bytes]] | None = None  # emitted before the response began
         self.readers = 0
         self.task: asyncio.Task[object] | None = None
         self.replay: Replay | None = None
@@ -79,12 +78,12 @@ class LiveRun:
         self.life = Life()
         self.resting = False  # suspended: fenced here until it is woken
         self.cancelling = False
+        self.told = False  # that it is cancelled, or is being undone: its task is not cancelled
         self.given_up: BaseException | None = None  # the failure that ended a step's retries
         self.undo: list[Undo] = []
         self.children: dict[str, str] = {}  # run id -> name
         self.patches: dict[str, bool] = {}
-        self.yielded_s = log.clock.monotonic_s()  # when its handler last let others go on
-        self.held_back = False
+        self.pace = Pace(log.loop, log.clock.monotonic_s())
         self.progressed = False  # durably, since this process took charge
         self.caught_up = opening  # with its journal, after a recovery
         self.strict = False
@@ -149,9 +148,10 @@ class LiveRun:
         self._status = record.status
         self.life.over = True
         self.life = Life()
+        self.pace = Pace(self.log.loop, self.log.clock.monotonic_s())
         self.fenced, self.replay, self.task = None, None, None
         self._parked = self._progress = self.progressed = self.caught_up = False
-        self.resting = self.cancelling = False
+        self.resting = self.cancelling = self.told = False
         self.given_up, self._waits = None, None
         self.undo, self.patches, self.children = [], {}, {}
         self.recent.forget_from(self.offset)
@@ -196,12 +196,12 @@ class LiveRun:
             )
             self.task.cancel(self.error)
 
-    def append_event(self, kind: Kind, payload: bytes) -> Event:
+    def append_event(self, kind: Kind, payload: bytes, key: bytes = b"") -> Event:
         """Append what observers will see once it is durable.
 
         Raises: Fenced, as `append` does.
         """
-        self.append(kind, b"", payload)
+        self.append(kind, key, payload)
         self.crc = crc = crc32(payload, self.crc)
         event = Event(self.offset, kind, payload, crc)
         self.offset += 1
@@ -213,17 +213,17 @@ class LiveRun:
         self.recent.add(event)
         return event
 
-    def emit(self, block: bytes) -> None:
+    def emit(self, ident: str, block: bytes) -> None:
         """Append an event beside the response, unless it is recorded already."""
         if self.replay is not None:
             try:
-                recorded = self.replay.journal.match_emit(block)
+                recorded = self.replay.journal.match_emit(ident, block)
             except Diverged as error:
                 raise self.diverge(error.difference) from None
             if recorded:
                 self.replay.moved()
                 return
-        self.append_event(Kind.EMIT, block)
+        self.append_event(Kind.EMIT, block, ident.encode())
 
     def end(self, kind: Kind, status: Status, error: str | None, payload: bytes = b"") -> int:
         """Append the one terminal entry (I15)."""
@@ -247,19 +247,36 @@ class LiveRun:
     def begin_replay(self, journal: Journal, stall_s: float = REPLAY_STALL_S) -> None:
         """Let the handler run over what is recorded."""
         self.caught_up = journal.exhausted
-        self.cancelling = journal.cancelled
+        self.cancelling = self.cancelling or journal.cancel_at is not None
         self.patches = dict.fromkeys(journal.patches, True)
-        if journal.exhausted and self.cancelling and self.task is not None:
-            self.task.cancel("the run was cancelled")
+        self.wake()
+        if journal.at_cancel or (journal.exhausted and self.cancelling):
+            self.tell_cancelled()
         if not journal.exhausted:
-            self.replay = Replay(journal, self.log.loop, self._replayed, self._stalled, stall_s)
+            self.replay = Replay(
+                journal, self.pace, self.log.loop, self._replayed, self._stalled,
+                self.tell_cancelled, stall_s,
+            )  # fmt: skip
 
     def _replayed(self) -> None:
         self.replay = None
         self.caught_up = True
-        if self.cancelling and self.task is not None:
-            self.task.cancel("the run was cancelled")
+        if self.cancelling:
+            self.tell_cancelled()
         self.wake()
+
+    def tell_cancelled(self, turns: int = TURNS_APART) -> None:
+        """Tell the handler that the run is cancelled, once, and when it has come to a rest.
+
+        From here on it cleans up; what it does then is recorded as ever.
+        """
+        if self.told and turns == TURNS_APART:
+            return
+        self.told = True
+        if turns:
+            self.log.loop.call_soon(self.tell_cancelled, turns - 1)
+        elif self.task is not None:
+            self.task.cancel("the run was cancelled")
 
     def _stalled(self, difference: str) -> None:
         self.diverge(difference)
@@ -326,12 +343,15 @@ class LiveRun:
         record.status = frame.status
         record.updated_at_ms = frame.at_ms
         record.error = frame.error
+        record.attempts = 0 if frame.progress else record.attempts
         record.wake_at_ms, record.waiting = frame.wake_at_ms, frame.waiting
         self.progressed = self.progressed or frame.progress
         if frame.wakes is not None:
             self.log.host.child_ended(self)
         if self.resting:
             self.log.host.rested(self)
+        elif record.concurrency_key is not None and frame.status in ENDED:
+            self.log.host.key_freed(self)
         self.recent.trim(self.durable_offset)
         self.wake()
 
@@ -349,26 +369,6 @@ class LiveRun:
             self.wake()
 
     # --- waiting
-
-    def hogs(self, began_s: float, now_s: float) -> bool:
-        """Say whether the handler has kept the event loop too long, from a step's times."""
-        if now_s - began_s > TURN_S_MAX:
-            self.yielded_s = now_s  # the step has waited, so others had their turn
-            return False
-        return now_s - self.yielded_s > TURN_S_MAX
-
-    async def give_way(self) -> None:
-        """Let others go on: called when the handler has kept the event loop for a while."""
-        await asyncio.sleep(0)
-        if self.offset and not self.durable_offset and not self.held_back:
-            # Its first reader has nothing yet: once, let the first commit through, whose thread
-            # needs the interpreter as much as the handler does.
-            self.held_back = True
-            waiter = self.progress()
-            timer = self.log.loop.call_later(FIRST_COMMIT_S_MAX, expire, waiter)
-            await waiter
-            timer.cancel()
-        self.yielded_s = self.log.clock.monotonic_s()
 
     def wake(self) -> None:
         """Wake everybody who waits for the watermark, or for the end."""

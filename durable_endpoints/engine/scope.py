@@ -23,14 +23,14 @@ class Scope:
     """One task of a run."""
 
     __slots__ = (
-        "_children", "_inside", "calls", "inert", "life", "loop", "path", "random", "run"
+        "_children", "_inside", "calls", "emits", "inert", "life", "loop", "path", "random", "run"
     )  # fmt: skip
 
     def __init__(self, run: LiveRun, path: str = "") -> None:
         self.run = run
         self.life = run.life
         self.path = path
-        self.calls = 0
+        self.calls = self.emits = 0
         self.inert = False  # inside a step: what it calls belongs to it
         self.loop = run.log.loop
         self.random: Random | None = None
@@ -46,7 +46,16 @@ class Scope:
             self.check_life()
         number = self.calls
         self.calls = number + 1
+        if not number:
+            self.run.pace.callers += 1
         return f"{self.path}{number}"
+
+    def next_emit(self) -> str:
+        """Return the identity of the next event beside the response."""
+        if self.life.over:
+            self.check_life()
+        self.emits += 1
+        return f"{self.path}e{self.emits}"
 
     def check_life(self) -> None:
         """Raise Fenced in what is left of a handler that has been begun anew."""
@@ -69,11 +78,6 @@ class Scope:
             self._inside = Scope(self.run, self.path)
             self._inside.inert = True
         return self._inside
-
-    @property
-    def concurrent(self) -> bool:
-        """Whether other tasks of the run may be at work."""
-        return bool(self.path) or self._children is not None
 
 
 SCOPE: ContextVar[Scope | None] = ContextVar("durable_endpoints_scope", default=None)

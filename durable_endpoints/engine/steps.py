@@ -110,14 +110,16 @@ def outcome(spec: StepSpec, entry: Entry) -> Any:
     return spec.codec.decode(entry.payload)
 
 
-async def settle(run: LiveRun) -> None:
+async def settle(run: LiveRun, scope: Scope | None = None) -> None:
     """Wait until something new may be appended: after all recorded, within the window."""
     if run.replay is not None:
         await run.replay.exhausted()
-        if run.cancelling:  # nothing new begins
+        if run.cancelling and not run.told:  # nothing new begins but cleaning up
             raise asyncio.CancelledError("the run was cancelled")
     if run.log.full:
         await run.log.room()
+    if scope is not None:
+        scope.check_life()
 
 
 async def run_step(
@@ -160,20 +162,32 @@ async def run_step(
         data, value = spec.codec.record(value)
     else:
         kind, data = _STEP_FAILED, failures.dump(failure)
-    if run.replay is not None or run.log.full or life.over:
-        await settle(run)
-        scope.check_life()
     now_s = monotonic_s()
+    if run.pace.hogs(began_s, now_s):
+        await run.pace.give_way(run)
+    if run.replay is not None or run.log.full or life.over:
+        await settle(run, scope)
     took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
     key = f"{ident} {spec.name}".encode()
     seq = run.append(kind, key, data, check, took_us, recorded_args)
-    if run.strict:
-        await run.durable(seq)
-    elif run.hogs(began_s, now_s):
-        await run.give_way()
+    if run.strict or run.pace.callers > 1:
+        await deliver(run, seq)
     if failure is not None:
         raise as_recorded(spec, failure)
     return value
+
+
+async def deliver(run: LiveRun, seq: int) -> None:
+    """Let a completion reach the handler: in its turn among the run's tasks, if strict durable."""
+    if not run.pace.shared:
+        await run.durable(seq)
+        return
+    ticket = run.pace.ticket()
+    try:
+        if run.strict:
+            await run.durable(seq)
+    finally:
+        await run.pace.pass_on(ticket)
 
 
 async def timed(work: Awaitable[Any], timeout_s: float) -> Any:
@@ -187,12 +201,12 @@ async def _recorded(scope: Scope, ident: str, name: str, check: int) -> Entry | 
     run = scope.run
     call = claim(run, ident, name, check)
     if call is None or not call.deliveries:
-        if run.cancelling:
+        if run.cancelling and not run.told:
             await settle(run)
         return None
     delivery = call.deliveries[0]
     if run.replay is not None:
-        await run.replay.turn(delivery, concurrent=scope.concurrent)
+        await run.replay.turn(delivery)
     return delivery.entry
 
 
@@ -231,6 +245,23 @@ def run_sync_step(
     entry = on_loop(run, _recorded_now, scope, ident, spec.name, check)
     if entry is not None:
         return outcome(spec, entry)
+    on_loop(run, _work, scope, 1)
+    try:
+        return _run_plain(scope, ident, spec, function, args, kwargs, check, recorded_args)
+    finally:
+        on_loop(run, _work, scope, -1)
+
+
+def _work(scope: Scope, change: int) -> None:
+    scope.life.working += change
+
+
+def _run_plain(
+    scope: Scope, ident: str, spec: StepSpec, function: Callable[..., Any],
+    args: tuple[Any, ...], kwargs: dict[str, Any], check: int, recorded_args: bytes,
+) -> Any:  # fmt: skip
+    """Run a plain function now, and record it."""
+    run = scope.run
     began_s = run.log.clock.monotonic_s()
     token = SCOPE.set(scope.inside_step())
     failure: Exception | None = None

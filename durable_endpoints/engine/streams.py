@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import orjson
 
 from durable_endpoints import failures
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
-from durable_endpoints.engine.steps import StepSpec, as_recorded, claim, hash_args, settle
+from durable_endpoints.engine.steps import StepSpec, as_recorded, claim, deliver, hash_args, settle
+from durable_endpoints.engine.stream_attempts import Again, StreamAttempts
 from durable_endpoints.errors import StreamInterrupted
 from durable_endpoints.journal import Recorded
 from durable_endpoints.records import Kind
 
+T = TypeVar("T")
 _ITEM = Kind.ITEM
 CLOSED = b"closed"  # payload of the end of a stream that its consumer left early
 TRUNCATED = b"truncated"
+
+
+@dataclass(frozen=True, slots=True)
+class Last(Generic[T]):
+    """Yielded by a stream step: this item, and the stream is complete with it.
+
+    The item and the end are recorded as one, so no crash can part them.
+    """
+
+    value: T
 
 
 async def run_stream(
@@ -49,17 +62,26 @@ async def run_stream(
         await settle(run)
         policy = spec.on_interrupt.encode()
         run.append(Kind.STREAM, key, policy, check=check, args=recorded_args)
-    if spec.on_interrupt == "resume":
-        kwargs = {**kwargs, "recorded": list(items)}
-    async with aclosing(_live(scope, spec, key, function(*args, **kwargs))) as live:
-        if spec.on_interrupt == "hold":
-            held = [item async for item in live]
-            await run.durable(run.seq - 1)
-            for item in held:
-                yield item
+    attempts = StreamAttempts(scope, spec, key, call, check)
+    await attempts.pause()
+    while True:
+        if spec.on_interrupt == "resume":
+            kwargs = {**kwargs, "recorded": list(items)}
+        source = function(*args, **kwargs)
+        try:
+            async with aclosing(_live(scope, spec, key, source, attempts, items)) as live:
+                if spec.on_interrupt == "hold":
+                    held = [item async for item in live]
+                    await run.durable(run.seq - 1)
+                    for item in held:
+                        yield item
+                    return
+                async for item in live:
+                    yield item
+        except Again:
+            await attempts.pause()
+        else:
             return
-        async for item in live:
-            yield item
 
 
 async def _recorded(
@@ -70,10 +92,10 @@ async def _recorded(
     if call.policy == "hold":  # live, too, everything was recorded before anything was given on
         for delivery in call.deliveries:
             if run.replay is not None:
-                await run.replay.turn(delivery, concurrent=scope.concurrent)
+                await run.replay.turn(delivery)
     for delivery in call.deliveries:
         if run.replay is not None and not delivery.done:
-            await run.replay.turn(delivery, concurrent=scope.concurrent)
+            await run.replay.turn(delivery)
         entry = delivery.entry
         if entry.kind == Kind.STREAM_END:
             return
@@ -85,13 +107,14 @@ async def _recorded(
 
 
 async def _live(
-    scope: Scope, spec: StepSpec, key: bytes, source: AsyncIterator[Any]
-) -> AsyncGenerator[Any, None]:
+    scope: Scope, spec: StepSpec, key: bytes, source: AsyncIterator[Any],
+    attempts: StreamAttempts, items: list[Any],
+) -> AsyncGenerator[Any, None]:  # fmt: skip
     """Record items as they come; record how the stream ended."""
-    run = scope.run
-    codec, inside = spec.codec, scope.inside_step()
+    run, life = scope.run, scope.life
+    inside = scope.inside_step()
     began_s = run.log.clock.monotonic_s()
-    life = scope.life
+    await attempts.begin()
     life.working += 1
     try:
         while True:
@@ -102,25 +125,24 @@ async def _live(
                 break
             finally:
                 SCOPE.reset(token)
-            data, value = codec.record(item)
-            if run.log.full:
-                await run.log.room()
-            if life.over:
-                scope.check_life()
-            seq = run.append(_ITEM, key, data)
-            if run.strict:
-                await run.durable(seq)
+            last = type(item) is Last
+            value = await _record(scope, spec, key, item.value if last else item, last=last)
+            attempts.items += 1
+            if spec.retry is not None:
+                items.append(value)
             yield value
+            if last:
+                return
     except GeneratorExit:
         live = run.fenced is None and not life.over
         if live and not run.over and not run.cancelling:
             run.append(Kind.STREAM_END, key, CLOSED)
         raise
     except Exception as failure:  # noqa: BLE001 - whatever it raises is its outcome
-        await settle(run)
-        run.append(Kind.STEP_FAILED, key, failures.dump(failure))
-        raise as_recorded(spec, failure) from failure.__cause__
+        if await _failed(scope, spec, key, attempts, failure):
+            return
     finally:
+        attempts.end()
         life.working -= 1
         close = getattr(source, "aclose", None)
         if close is not None:
@@ -128,6 +150,42 @@ async def _live(
     scope.check_life()
     took_us = int((run.log.clock.monotonic_s() - began_s) * 1e6)
     run.append(Kind.STREAM_END, key, took_us=min(took_us, 0xFFFFFFFF))
+
+
+async def _record(scope: Scope, spec: StepSpec, key: bytes, item: Any, *, last: bool) -> Any:
+    """Append an item, and the end with it if it is the last; return it as it is recorded."""
+    run = scope.run
+    data, value = spec.codec.record(item)
+    if run.log.full:
+        await run.log.room()
+    if scope.life.over:
+        scope.check_life()
+    seq = run.append(_ITEM, key, data)
+    if last:
+        run.append(Kind.STREAM_END, key)
+    if run.strict or run.pace.callers > 1:
+        await deliver(run, seq)
+    return value
+
+
+async def _failed(
+    scope: Scope, spec: StepSpec, key: bytes, attempts: StreamAttempts, failure: Exception
+) -> bool:
+    """Record a failure; True if what there is of the stream is to be its result.
+
+    Raises: the failure as it is recorded; Again.
+    """
+    run = scope.run
+    await settle(run)
+    scope.check_life()
+    if await attempts.failed(failure) == "truncated":
+        run.append(Kind.STREAM_END, key, TRUNCATED)
+        return True
+    run.append(Kind.STEP_FAILED, key, failures.dump(failure))
+    raised = as_recorded(spec, failure)
+    if spec.retry is not None:
+        run.given_up = raised
+    raise raised from failure.__cause__
 
 
 def _take_close(run: LiveRun, call: Recorded, index: int) -> None:

@@ -21,8 +21,9 @@ from durable_endpoints.engine.decisions import Wanted, answered, durably
 from durable_endpoints.engine.effects import effect
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
-from durable_endpoints.engine.waits import Signal, encode_data
+from durable_endpoints.engine.wait import Signal, encode_data
 from durable_endpoints.errors import NotDurable
+from durable_endpoints.failures import plain
 from durable_endpoints.limits import NAME_CHARS_MAX
 from durable_endpoints.records import Kind
 
@@ -194,7 +195,7 @@ async def approval(
             await notifying(request)
 
         await effect.run(f"notify {name}", tell, name)
-    wanted = Wanted("approval", name, until_ms, True, None, summary, _check_approval)
+    wanted = Wanted("approval", name, until_ms, True, None, plain(summary), _check_approval)
     signal = await answered(scope, ident, wanted)
     data = signal["data"]
     at = datetime.fromtimestamp(signal["at"] / 1000, UTC)

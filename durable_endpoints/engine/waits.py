@@ -7,17 +7,16 @@ Whatever answers it is appended in the moment it answers, so races are decided b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from durable_endpoints.codec import dumps
-from durable_endpoints.errors import AlreadyAnswered, Overloaded, PayloadTooLarge, SignalRefused
+from durable_endpoints.engine.wait import LISTED, Receipt, Signal, Wait
+from durable_endpoints.errors import AlreadyAnswered, Overloaded, SignalRefused
 from durable_endpoints.limits import (
-    SIGNAL_BYTES_MAX,
+    CHILD_RECHECK_S,
     SIGNALS_KEPT_MAX,
     TIMER_RECHECK_S,
     WAITS_OPEN_MAX,
@@ -27,63 +26,11 @@ from durable_endpoints.records import Entry, Frame, Kind, WaitRecord
 if TYPE_CHECKING:
     from durable_endpoints.engine.run import LiveRun
 
-LISTED: Final = frozenset({"signal", "approval", "decision"})  # kinds that others look for
+CHILD_RECHECK_MS: Final = int(CHILD_RECHECK_S * 1000)
 _SHOWN_MAX: Final = 20
-
-
-@dataclass(slots=True, eq=False)
-class Wait:
-    """One open wait. `kind`: timer, retry, quota, child, signal, approval or decision."""
-
-    ident: str
-    key: bytes
-    kind: str
-    name: str = ""
-    until_ms: int | None = None
-    once: bool = False
-    check: Callable[[bytes], object] | None = None  # of a signal's data; raises
-    fires: bool = True  # its time is an entry of its own
-    match: str | None = None
-    future: asyncio.Future[tuple[Kind, bytes]] = field(init=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A message from outside. `data` is JSON; `by` is who sent it, if that is known.
-
-    It answers only waits of these `kinds`; with an `ident`, that very wait.
-    """
-
-    signal_id: str
-    name: str
-    data: bytes
-    by: str | None = None
-    kinds: frozenset[str] = LISTED
-    ident: str | None = None
-
-    def suits(self, wait: Wait) -> bool:
-        """Say whether it can answer a wait, whatever its data."""
-        named = wait.name == self.name if self.ident is None else wait.ident == self.ident
-        return named and wait.kind in self.kinds
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of a signal: `taken` by a wait, `kept` for one, or `known` already."""
-
-    outcome: str
-    seq: int
-
-
-def encode_data(name: str, data: Any) -> bytes:
-    """Return a signal's data as JSON.
-
-    Raises: NotSerializable, PayloadTooLarge.
-    """
-    encoded = dumps(data, f"signal {name}")
-    if len(encoded) > SIGNAL_BYTES_MAX:
-        raise PayloadTooLarge(f"signal {name}", len(encoded), SIGNAL_BYTES_MAX)
-    return encoded
+_REPLAYING_S: Final = 0.05
+# A wait shorter than this is not worth leaving memory for.
+_WORTH_MS: Final = 10
 
 
 class Waits:
@@ -96,13 +43,16 @@ class Waits:
         self.answers: dict[str, int] = {}  # name of a one-answer wait -> seq of its answer
         self._answers_by_ident: dict[str, int] = {}
         self._kept: dict[str, list[tuple[int, bytes]]] = {}
-        self._known: dict[str, int] = {}  # signal id -> seq
+        self._known: dict[tuple[str, str], int] = {}  # name and signal id -> seq
+        self._missed: set[str] = set()  # idents of waits whose time was over
         self._data: dict[int, bytes] = {}  # seq -> data, of signals that may be asked for again
         self._opened: list[WaitRecord] = []
         self._answered: list[str] = []
         self._listed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
+        self.deadline_ms: int | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._wake_at_ms: int | None = None
         self._waiting: str | None = None
         self._closed = False
@@ -123,12 +73,14 @@ class Waits:
                     self._listed.add(entry.key.partition(" ")[0])
             elif entry.kind == Kind.SIGNAL:
                 signal = orjson.loads(entry.payload)
-                self._known[signal["id"]] = entry.seq
+                self._known[entry.key, signal["id"]] = entry.seq
                 self._data[entry.seq] = entry.payload
                 kept[entry.seq] = entry.key
             elif entry.kind in (Kind.RECEIVED, Kind.FIRED):
                 self.expected.discard(entry.key)
                 seq = orjson.loads(entry.payload or b"{}").get("signal")
+                if entry.kind == Kind.FIRED:
+                    self._missed.add(entry.key.partition(" ")[0])
                 kept.pop(seq, None)
                 if seq is not None:
                     self._answers_by_ident[entry.key.partition(" ")[0]] = seq
@@ -174,17 +126,41 @@ class Waits:
                     break
             if wait.kind == "child":
                 run.log.host.child_awaited(run, wait.name)
+            elif wait.kind == "turn":
+                run.log.host.turn_awaited(run)
             if not wait.future.done():
                 self._arm()
                 self._consider()
-            return await wait.future
+            found = await wait.future
+            if wait.ticket is not None:
+                await run.pace.pass_on(wait.ticket)
+        except asyncio.CancelledError:
+            self.give_up(wait.ident, wait.key)
+            raise
         finally:
             self.open.pop(wait.ident, None)
+        return found
+
+    def give_up(self, ident: str, key: bytes) -> None:
+        """Note that the handler does not wait for something any more; a suspension is none."""
+        run = self._run
+        if run.fenced is None and not run.over and not run.cancelling:
+            self.expected.discard(key.decode())
+            self._unlist(ident)
+            run.wake()
+
+    def _unlist(self, ident: str) -> None:
+        if ident in self._listed:
+            self._listed.discard(ident)
+            self._answered.append(ident)
 
     @staticmethod
     def _fits(wait: Wait, payload: bytes) -> bool:
-        kinds = orjson.loads(payload).get("kinds")
+        fields = orjson.loads(payload)
+        kinds = fields.get("kinds")
         if kinds is not None and wait.kind not in kinds:
+            return False
+        if fields.get("ident") not in (None, wait.ident):
             return False
         if wait.check is None:
             return True
@@ -207,10 +183,10 @@ class Waits:
 
     def _over(self, wait: Wait, kind: Kind, payload: bytes) -> None:
         self.open.pop(wait.ident, None)
-        if wait.ident in self._listed:
-            self._listed.discard(wait.ident)
-            self._answered.append(wait.ident)
+        self._unlist(wait.ident)
         if not wait.future.done():
+            if self._run.pace.shared and wait.fires:
+                wait.ticket = self._run.pace.ticket()
             wait.future.set_result((kind, payload))
 
     # --- signals
@@ -221,7 +197,7 @@ class Waits:
         Raises: AlreadyAnswered if its one answer was given; SignalRefused if the wait's type does
         not take it; Overloaded if too many are kept; Fenced.
         """
-        known = self._known.get(signal.signal_id)
+        known = self._known.get((signal.name, signal.signal_id))
         if known is not None:
             return Receipt("known", known)
         wait = next((wait for wait in self.open.values() if signal.suits(wait)), None)
@@ -235,6 +211,8 @@ class Waits:
         fields["at"] = self._run.log.now_ms()
         if signal.kinds != LISTED:
             fields["kinds"] = sorted(signal.kinds)
+        if signal.ident is not None:
+            fields["ident"] = signal.ident
         payload = orjson.dumps(fields)
         if wait is not None and wait.check is not None:
             try:
@@ -245,13 +223,30 @@ class Waits:
         if wait is None and sum(map(len, self._kept.values())) >= SIGNALS_KEPT_MAX:
             raise Overloaded(f"{SIGNALS_KEPT_MAX:,} signals wait to be taken by this run")
         seq = self._run.append(Kind.SIGNAL, signal.name.encode(), payload)
-        self._known[signal.signal_id] = seq
+        self._known[signal.name, signal.signal_id] = seq
         self._data[seq] = payload
         if wait is None:
             kept.append((seq, payload))
             return Receipt("kept", seq)
         self._take(wait, seq)
         return Receipt("taken", seq)
+
+    def turn_came(self) -> None:
+        """Let the run begin: no other of its concurrency key is before it."""
+        for wait in list(self.open.values()):
+            if wait.kind == "turn" and not wait.future.done():
+                self.answer(wait, b"{}")
+
+    def look_back(self, signal: Signal) -> Receipt | None:
+        """Return what became of a signal that comes again; None if it is new.
+
+        Raises: AlreadyAnswered.
+        """
+        known = self._known.get((signal.name, signal.signal_id))
+        if known is not None:
+            return Receipt("known", known)
+        self._refuse_late(signal)
+        return None
 
     def _refuse_late(self, signal: Signal) -> None:
         """Raise if no wait can ever take a signal for which none is open."""
@@ -262,8 +257,13 @@ class Waits:
         )
         if place in answers:
             raise AlreadyAnswered(signal.name, self._data[answers[place]])
-        if signal.ident is not None:
+        if signal.ident is None:
+            return
+        if signal.ident in self._missed:
             raise SignalRefused(signal.name, "the run does not wait for this any more")
+        for _, payload in self._kept.get(signal.name, ()):  # it comes before the wait is open
+            if orjson.loads(payload).get("ident") == signal.ident:
+                raise AlreadyAnswered(signal.name, payload)
 
     def child_ended(self, run_id: str, payload: bytes) -> None:
         """Answer whoever waits for a child run."""
@@ -294,8 +294,18 @@ class Waits:
                 continue
             if wait.fires:
                 run.append(Kind.FIRED, wait.key)
+                self._missed.add(wait.ident)
             self._over(wait, Kind.FIRED, b"")
         self._arm()
+
+    def look_again(self) -> None:
+        """Look what is due now: the clock was set."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._tick()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._check_deadline()
 
     # --- leaving memory
 
@@ -317,9 +327,42 @@ class Waits:
             )
             return
         dues = [wait.until_ms for wait in self.open.values() if wait.until_ms is not None]
+        dues += [CHILD_RECHECK_MS + run.log.clock.due_ms()] if self._needs_recheck() else []
+        dues += [self.deadline_ms] if self.deadline_ms is not None else []
         self._wake_at_ms = min(dues, default=None)
+        soon_ms = run.log.clock.due_ms() + _WORTH_MS
+        if self._wake_at_ms is not None and self._wake_at_ms < soon_ms:
+            self._grace = run.log.loop.call_later(_WORTH_MS / 1000, self._check_idle, run.seq)
+            return
         self._waiting = orjson.dumps([_shown(w) for w in self.open.values()][:_SHOWN_MAX]).decode()
         run.suspend()
+
+    def _needs_recheck(self) -> bool:
+        return any(wait.kind in ("child", "turn") for wait in self.open.values())
+
+    def leave(self, until_ms: int, name: str) -> None:
+        """Have the run begin anew at a time, over its journal, whatever it is doing."""
+        self._wake_at_ms = until_ms
+        wait = Wait("", b"", "retry", name, until_ms)
+        self._waiting = orjson.dumps([_shown(wait)]).decode()
+        self._run.suspend()
+
+    def limit(self, deadline_ms: int) -> None:
+        """Fail the run if it is not at its end by then."""
+        self.deadline_ms = deadline_ms
+        log = self._run.log
+        left_s = max(0.0, (deadline_ms - log.clock.due_ms()) / 1000)
+        self._deadline = log.loop.call_later(min(left_s, TIMER_RECHECK_S), self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        run = self._run
+        if self._closed or run.fenced is not None or run.over or self.deadline_ms is None:
+            return
+        if run.log.clock.due_ms() < self.deadline_ms or run.replay is not None:
+            self._deadline = run.log.loop.call_later(_REPLAYING_S, self.limit, self.deadline_ms)
+        elif run.task is not None and run.error is None:
+            run.error = "the run took longer than its timeout"
+            run.task.cancel(run.error)
 
     def add_to(self, frame: Frame) -> None:
         """Say in a frame what became of the waits."""
@@ -332,7 +375,7 @@ class Waits:
         """Stop the timers; no wait is listed any more."""
         self._closed = True
         self._answered = ["*"]
-        for handle in (self._timer, self._grace):
+        for handle in (self._timer, self._grace, self._deadline):
             if handle is not None:
                 handle.cancel()
 

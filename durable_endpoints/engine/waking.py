@@ -7,16 +7,18 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from durable_endpoints.clock import SettableClock
 from durable_endpoints.engine.life import expire
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.engine.waits import Receipt, Signal
+from durable_endpoints.engine.wait import Receipt, Signal
+from durable_endpoints.engine.waits import Waits
 from durable_endpoints.errors import NotDurable, Overloaded, RunEnded, RunNotFound
-from durable_endpoints.limits import DUE_INTERVAL_S, LIST_ROWS_MAX, WAKE_S
+from durable_endpoints.limits import DUE_INTERVAL_S, LIST_ROWS_MAX, RECOVERIES_PARALLEL_MAX, WAKE_S
 from durable_endpoints.quotas import Quotas
 from durable_endpoints.records import RunRecord
 from durable_endpoints.states import TERMINAL
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from durable_endpoints.engine.engine import Engine
 
 logger = logging.getLogger("durable_endpoints")
+# Sets of due runs taken up side by side.
+_SETS_MAX: Final = 8
 Take = Callable[[Sequence[RunRecord]], Awaitable[None]]
 
 
@@ -40,7 +44,11 @@ class Waking:
         self.sign_path: Callable[[str, str, int | None], str] | None = None
         self._engine = engine
         self._held: Counter[str] = Counter()
+        self._waking = 0  # sets of runs that are being taken up
         self._hint: asyncio.Event | None = None
+        self._watching: set[asyncio.AbstractEventLoop] = set()
+        if isinstance(engine.clock, SettableClock):
+            engine.clock.attach(engine)
 
     # --- what runs ask
 
@@ -59,20 +67,43 @@ class Waking:
     def child_awaited(self, run: LiveRun, child_id: str) -> None:
         """Answer the run's wait for a child that may have ended already."""
         if child_id not in self._engine.runs:
+            self._held[run.id] += 1
             self._engine.spawn(self._tell(run, child_id))
 
     def child_ended(self, child: LiveRun) -> None:
         """Note that a run which another one waits for is at its end."""
         parent = self._engine.runs.get(child.record.parent or "")
-        if parent is not None and not parent.resting:
-            self._engine.spawn(self._tell(parent, child.id))
-        else:
+        if parent is None:
             self.hint()
+        else:
+            self._held[parent.id] += 1
+            self._engine.spawn(self._tell(parent, child.id))
 
     async def _tell(self, parent: LiveRun, child_id: str) -> None:
-        outcome = await self.outcome_of(child_id)
-        if outcome is not None and parent.fenced is None and not parent.over:
-            parent.waits.child_ended(child_id, orjson.dumps(outcome))
+        """Tell a parent, which is held meanwhile, how its child ended."""
+        try:
+            outcome = await self.outcome_of(child_id)
+            if outcome is None:
+                return
+            if parent.resting:
+                await self._rouse(parent)
+            elif parent.fenced is None and not parent.over:
+                parent.waits.child_ended(child_id, orjson.dumps(outcome))
+        finally:
+            self._let_go(parent.id)
+
+    async def _rouse(self, run: LiveRun) -> None:
+        """Bring a run back that was just being suspended."""
+        while run.resting and self._engine.runs.get(run.id) is run:
+            await run.progress()
+        record = await self._engine.store.get(run.id)
+        if record is not None and record.status == "suspended" and self.take is not None:
+            await self.take([record])
+
+    def _let_go(self, run_id: str) -> None:
+        self._held[run_id] -= 1
+        if self._held[run_id] <= 0:
+            del self._held[run_id]
 
     async def outcome_of(self, run_id: str) -> dict[str, Any] | None:
         """Return how a run ended: `status`, `error`, `result`; None while it has not."""
@@ -85,6 +116,21 @@ class Waking:
         if record.status == "completed" and last.payload:
             result = orjson.loads(last.payload)
         return {"status": record.status, "error": record.error, "result": result}
+
+    def turn_awaited(self, run: LiveRun) -> None:
+        """Tell a run when it is the first of its concurrency key."""
+        self._held[run.id] += 1
+        self._engine.spawn(self._check_turn(run))
+
+    async def _check_turn(self, run: LiveRun) -> None:
+        try:
+            await self._engine.conflicts.check_turn(run)
+        finally:
+            self._let_go(run.id)
+
+    def key_freed(self, run: LiveRun) -> None:
+        """Note that a run which held a concurrency key is at its end."""
+        self._engine.spawn(self._engine.conflicts.pass_on(run))
 
     async def begin_child(
         self, run: LiveRun, child_id: str, function: Callable[..., Any],
@@ -106,8 +152,11 @@ class Waking:
 
     async def cancel_child(self, run: LiveRun, child_id: str) -> None:
         """Cancel a child run, unless it is at its end."""
+        child = self._engine.runs.get(child_id)
         with suppress(RunNotFound):
-            await self._engine.cancel(await self._engine.observe(child_id, run.record.principal))
+            if child is None:
+                child = await self._engine.observe(child_id, run.record.principal)
+            await self._engine.cancel(child)
 
     def approval_path(self, run_id: str, ident: str, until_ms: int | None) -> str:
         """Return the signed path under which a person decides."""
@@ -124,6 +173,25 @@ class Waking:
 
     # --- times
 
+    @property
+    def busy(self) -> bool:
+        """Whether runs are being taken up, or asked for."""
+        return bool(self._held or self._waking)
+
+    def clock_was_set(self) -> None:
+        """Look again at everything that waits for a time; from any thread."""
+        loops = {run.log.loop for run in list(self._engine.runs.values())} | self._watching
+        for loop in loops:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._look_again, loop)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        for run in list(self._engine.runs.values()):
+            if run.log.loop is loop:
+                run.waits.look_again()
+        if loop in self._watching:
+            self.hint()
+
     def hint(self) -> None:
         """Look for runs that are due now."""
         if self._hint is not None:
@@ -133,6 +201,7 @@ class Waking:
         """Bring back runs whose time has come, until the engine leaves."""
         engine = self._engine
         self._hint = asyncio.Event()
+        self._watching = {asyncio.get_running_loop()}
         while not engine.leaving:
             try:
                 full = await self.wake_due()
@@ -150,9 +219,20 @@ class Waking:
         engine = self._engine
         due = Query(("suspended",), due_ms=engine.clock.due_ms(), limit=LIST_ROWS_MAX)
         rows = [row for row in await engine.store.list(due) if row.run_id not in engine.runs]
-        if rows and self.take is not None:
-            await self.take(rows)
+        for at in range(0, len(rows), RECOVERIES_PARALLEL_MAX):
+            if self.take is None or self._waking >= _SETS_MAX:
+                return False
+            engine.spawn(self._take_set(rows[at : at + RECOVERIES_PARALLEL_MAX]))
         return len(rows) >= LIST_ROWS_MAX
+
+    async def _take_set(self, rows: Sequence[RunRecord]) -> None:
+        """Take some runs up; one that is slow to come back holds the next set up no further."""
+        assert self.take is not None
+        self._waking += 1
+        try:
+            await self.take(rows)
+        finally:
+            self._waking -= 1
 
     # --- signals
 
@@ -161,10 +241,18 @@ class Waking:
 
         Raises: RunEnded, AlreadyAnswered, SignalRefused, Overloaded, RunNotFound.
         """
-        async with self.held(run) as live:
-            receipt = live.waits.receive(signal)
-            await live.durable(receipt.seq)
-            return receipt
+        try:
+            async with self.held(run) as live:
+                receipt = live.waits.receive(signal)
+                await live.durable(receipt.seq)
+                return receipt
+        except RunEnded:
+            past = Waits(run)
+            past.restore(await read_journal(self._engine.store, run.id))
+            known = past.look_back(signal)
+            if known is None:
+                raise
+            return known
 
     @asynccontextmanager
     async def held(self, run: LiveRun) -> AsyncIterator[LiveRun]:
@@ -176,9 +264,7 @@ class Waking:
         try:
             yield await self._awake(run)
         finally:
-            self._held[run.id] -= 1
-            if not self._held[run.id]:
-                del self._held[run.id]
+            self._let_go(run.id)
 
     async def _awake(self, run: LiveRun) -> LiveRun:
         engine = self._engine
@@ -201,7 +287,7 @@ class Waking:
                 raise RunNotFound(run.id)
             if record.status not in ("running", "suspended"):
                 raise RunEnded(run.id, record.status)
-            if loop.time() > until_s or self.take is None:
+            if loop.time() > until_s or self.take is None or engine.leaving:
                 raise Overloaded("the run is being taken up again; try again shortly")
             if record.status == "suspended" and live is None:
                 await self.take([record])

@@ -55,7 +55,7 @@ class MemoryStore:
             run.status = move(run.status, frame.status)
             run.updated_at_ms = frame.at_ms
             run.attempts = 0 if frame.progress else run.attempts
-            run.error = frame.error if frame.error is not None else run.error
+            run.error = frame.error
             run.wake_at_ms, run.waiting = frame.wake_at_ms, frame.waiting
             self._follow(frame)
         return frozenset(fenced)

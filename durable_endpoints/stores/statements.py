@@ -34,7 +34,7 @@ _INSERT: Final = (
 )
 _ADVANCE: Final = (
     "update runs set last_seq = ?3, events = ?4, status = ?5, updated_at_ms = ?6,"
-    " error = coalesce(?7, error), attempts = case when ?9 then 0 else attempts end,"
+    " error = ?7, attempts = case when ?9 then 0 else attempts end,"
     " wake_at_ms = ?10, waiting = ?11"
     " where run_id = ?1 and epoch = ?2 and last_seq = ?8"
 )

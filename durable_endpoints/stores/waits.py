@@ -27,14 +27,12 @@ _NEXT_FIELDS: Final = "select min(fields) from waits where name = ? and fields >
 
 def fields_of(match: str | None) -> str:
     """Return the names of the fields that a wait matches by."""
-    return ",".join(sorted(orjson.loads(match))) if match else ""
+    return orjson.dumps(sorted(orjson.loads(match))).decode() if match else ""
 
 
 def match_of(fields: str, payload: Any) -> str | None:
     """Return what a wait on these fields matches if it matches a payload; None if none does."""
-    names = fields.split(",") if fields else []
-    if not names:
-        return ""
+    names = orjson.loads(fields)
     if not all(name in payload for name in names):
         return None
     chosen = {name: payload[name] for name in names}

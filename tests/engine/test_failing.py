@@ -502,3 +502,24 @@ def test_a_patch_changes_new_runs_and_leaves_the_old_ones() -> None:
             await one.crash()
 
     asyncio.run(main())
+
+
+def test_a_fork_shares_the_past_and_makes_its_own_future() -> None:
+    @durable
+    async def handler(name: str) -> list[Any]:
+        first = await step.run("first", lambda: note("first", name))
+        second = await step.run("second", lambda: note("second", first))
+        return [name, first, second]
+
+    async def scenario(one: World) -> None:
+        run = await one.start(handler, "a")
+        assert await run.result() == ["a", 1, 1]
+        key = next(e.key for e in await one.entries(run.id) if e.key.endswith("first"))
+        forked = await (await one.run_of(run.id)).fork(2, results={key: 40})
+        assert await forked.result() == ["a", 40, 2]
+        assert calls == {"first": ["a"], "second": [1, 40]}
+        assert forked.id != run.id
+        with pytest.raises(ValueError, match="from_step=99"):
+            await run.fork(99)
+
+    play(scenario)

@@ -167,8 +167,10 @@ def test_a_second_answer_to_a_one_answer_wait_is_refused_with_the_first() -> Non
         assert b"first" in refused.value.answer
         await run.signal("end")
         assert await (await one.ended(run.id)).result() == "first"
-        with pytest.raises(RunEnded):
+        with pytest.raises(AlreadyAnswered):
             await run.signal("go", "third")
+        with pytest.raises(RunEnded):
+            await run.signal("other", "fourth")
 
     play(scenario)
 

@@ -19,12 +19,15 @@ from durable_endpoints.stores.protocol import Store
 
 PATIENCE_S = 20
 
+# What a world stands on where a test names no store; see conftest.
+new_store: Callable[[], Store] = MemoryStore
+
 
 class World:
     """A store, the engine on it now, and what was executed by all engines so far."""
 
     def __init__(self, store: Store | None = None) -> None:
-        self.store = store or MemoryStore()
+        self.store = store or new_store()
         self.executed: Counter[str] = Counter()
         self.engine = Engine(self.store, on_failure=self.failures_append)
         self.failures: list[str] = []
@@ -34,6 +37,8 @@ class World:
 
     async def boot(self) -> None:
         """Start a process: recover what the last one left."""
+        if self.engine.is_open:
+            await self.store.close()
         engine = self.engine = Engine(self.store, on_failure=self.failures_append)
         engine.drivers[functions.KIND] = lambda run, started, journal: functions.recover(
             engine, run, started, journal
@@ -72,7 +77,9 @@ class World:
             while True:
                 record = await self.store.get(run_id)
                 if record is not None and record.status not in ("running", "suspended"):
-                    return await self.run_of(run_id)
+                    run = await self.run_of(run_id)
+                    if run.status == record.status:
+                        return run
                 await asyncio.sleep(0.001)
 
     async def ended(self, run_id: str) -> Run:
@@ -81,7 +88,9 @@ class World:
             while True:
                 record = await self.store.get(run_id)
                 if record is not None and record.status not in ("running", "suspended"):
-                    return await self.run_of(run_id)
+                    run = await self.run_of(run_id)
+                    if run.status == record.status:
+                        return run
                 await asyncio.sleep(0.001)
 
 

@@ -1,0 +1,130 @@
+"""How a request becomes a run, or is led to one that there is already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette._utils import get_route_path
+
+from durable_endpoints.asgi.problems import Problem, overloaded
+from durable_endpoints.asgi.request import capture, fingerprint, idempotency_key
+from durable_endpoints.engine.endpoints import EndpointSpec
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.errors import ControlSignal, Overloaded
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from durable_endpoints.asgi.host import Host
+
+
+class Attached(ControlSignal):
+    """The request is answered by a run that there is already."""
+
+    def __init__(self, run: LiveRun) -> None:
+        super().__init__(run.id)
+        self.run = run
+
+
+@dataclass(slots=True)
+class Opening:
+    """A request on its way to a run. `origin` is its scope before mounts changed it."""
+
+    host: Host
+    spec: EndpointSpec
+    scope: Scope
+    origin: Scope
+    body: bytes
+    pattern: bool
+    concurrency_key: str | None
+
+    async def open(self) -> LiveRun:
+        """Begin the run.
+
+        Raises: Problem; Attached if another run answers.
+        """
+        keys = self.host.engine.keys
+        principal = await self.host.principal_of(self.scope)
+        name = f"{self.scope['method']} {self._route()}"
+        key = idempotency_key(self.scope)
+        if key is None:
+            return await self._exclusively(principal, name, None, None)
+        # A key belongs to the address that it was sent to.
+        key = f"{get_route_path(self.origin)} {key}"
+        print_ = fingerprint(self.origin, self.body)
+        known = await keys.reserve(principal, name, key)
+        if known is not None:
+            run = await self.host.engine.observe(known, principal)
+            if run.record.fingerprint != print_:
+                detail = "this Idempotency-Key was used with another request; choose a new one"
+                raise Problem(422, "idempotency-key-reused", detail)
+            raise Attached(run)
+        begun: LiveRun | None = None
+        try:
+            begun = await self._exclusively(principal, name, key, print_)
+            return begun
+        finally:
+            self._settle_key(principal, name, key, begun)
+
+    async def _exclusively(
+        self, principal: str | None, name: str, key: str | None, print_: str | None
+    ) -> LiveRun:
+        place, policy = self.concurrency_key, self.spec.on_conflict
+        if place is None:
+            return self._begin(principal, name, key, print_)
+        conflicts = self.host.engine.conflicts
+        async with conflicts.at(principal, name, place) as holder:
+            if holder is not None and policy == "attach":
+                raise Attached(await self.host.engine.observe(holder, principal))
+            if holder is not None and policy == "reject":
+                detail = f"run {holder} is at work on {place!r}; try again when it has ended"
+                raise Problem(409, "run-conflict", detail, fields={"run_id": holder})
+            if holder is not None and policy == "replace":
+                await conflicts.replace(holder, principal)
+            return self._begin(principal, name, key, print_)
+
+    def _begin(
+        self, principal: str | None, name: str, key: str | None, print_: str | None
+    ) -> LiveRun:
+        host, spec = self.host, self.spec
+        rewinds = host.wants_control(self.scope)
+        deadline_ms = None
+        if spec.timeout_s is not None:
+            deadline_ms = host.engine.clock.due_ms() + int(spec.timeout_s * 1000)
+        try:
+            run = host.engine.begin(
+                name, version=spec.version, principal=principal, key=key, fingerprint=print_,
+                args=capture(self.origin, rewinds=rewinds, pattern=self.pattern,
+                             deadline_ms=deadline_ms),
+                payload=self.body, concurrency_key=self.concurrency_key,
+            )  # fmt: skip
+        except Overloaded as error:
+            raise overloaded(str(error)) from error
+        run.rewind_aware = rewinds
+        if deadline_ms is not None:
+            run.waits.limit(deadline_ms)
+        return run
+
+    def _route(self) -> str:
+        """Return the route's path as it is written in the app, below what it is mounted at."""
+        template = getattr(self.scope.get("route"), "path", None)
+        if template is None:
+            return get_route_path(self.origin)
+        mounted: str = self.scope.get("root_path", "")
+        return mounted.removeprefix(self.origin.get("root_path", "")) + str(template)
+
+    def _settle_key(self, principal: str | None, name: str, key: str, run: LiveRun | None) -> None:
+        """Free the key once the run is durable: from then on the store finds it."""
+        keys = self.host.engine.keys
+        if run is None:
+            keys.settle(principal, name, key, None)
+            return
+
+        async def settle() -> None:
+            try:
+                await run.durable(0)
+            finally:
+                keys.settle(principal, name, key, run.id if run.durable_seq >= 0 else None)
+
+        self.host.spawn(settle())

@@ -1,0 +1,93 @@
+"""How a run takes turns: with its neighbours on the event loop, and its own tasks in between.
+
+Completions reach the tasks of a run one at a time, in journal order and some loop turns apart,
+live and at replay alike: so what follows from one of them comes before the next one, both times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from durable_endpoints.engine.life import expire
+from durable_endpoints.limits import FIRST_COMMIT_S_MAX, TURN_S_MAX
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.run import LiveRun
+
+# From a completion to what the handler does about it through gather, as_completed or a task
+# group are 2 to 4 turns.
+TURNS_APART: Final = 6
+Ticket: TypeAlias = "tuple[asyncio.Future[None] | None, asyncio.Future[None]]"
+
+
+def _wake(waiter: asyncio.Future[None], _: object) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Pace:
+    """The turns of one going of a run's handler."""
+
+    __slots__ = ("_held_back", "_last", "_loop", "callers", "yielded_s")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
+        self.callers = 0  # tasks that have called a step
+        self.yielded_s = now_s  # when the handler last let others go on
+        self._held_back = False
+        self._loop = loop
+        self._last: asyncio.Future[None] | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether several tasks of the run call steps."""
+        return self.callers > 1
+
+    # --- among the run's tasks
+
+    def ticket(self) -> Ticket:
+        """Take the next place in the order of completions; `pass_on` must follow."""
+        before, self._last = self._last, self._loop.create_future()
+        return before, self._last
+
+    async def pass_on(self, ticket: Ticket) -> None:
+        """Wait until the completion before has had its turns, and begin one's own."""
+        before, own = ticket
+        if before is not None and not before.done():
+            waiter = self._loop.create_future()
+            before.add_done_callback(partial(_wake, waiter))
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                before.add_done_callback(lambda _: own.set_result(None))
+                raise
+        self._release(own, TURNS_APART)
+
+    def _release(self, own: asyncio.Future[None], turns: int) -> None:
+        if turns:
+            self._loop.call_soon(self._release, own, turns - 1)
+        else:
+            own.set_result(None)
+
+    # --- among runs
+
+    def hogs(self, began_s: float, now_s: float) -> bool:
+        """Say whether the handler has kept the event loop too long, from a step's times."""
+        if now_s - began_s > TURN_S_MAX:
+            self.yielded_s = now_s  # the step has waited, so others had their turn
+            return False
+        return now_s - self.yielded_s > TURN_S_MAX
+
+    async def give_way(self, run: LiveRun) -> None:
+        """Let others go on: called when the handler has kept the event loop for a while."""
+        await asyncio.sleep(0)
+        if run.offset and not run.durable_offset and not self._held_back:
+            # Its first reader has nothing yet: once, let the first commit through, whose thread
+            # needs the interpreter as much as the handler does.
+            self._held_back = True
+            waiter = run.progress()
+            timer = self._loop.call_later(FIRST_COMMIT_S_MAX, expire, waiter)
+            await waiter
+            timer.cancel()
+        self.yielded_s = run.log.clock.monotonic_s()

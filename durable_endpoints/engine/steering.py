@@ -1,0 +1,144 @@
+"""What operators and clients do to a run: cancel it, retry it, fork it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from durable_endpoints.engine.reader import read_journal, restore
+from durable_endpoints.engine.run import LiveRun
+from durable_endpoints.journal import failures_of
+from durable_endpoints.records import EVENT_KINDS, TERMINAL_KINDS, Kind
+from durable_endpoints.states import TERMINAL
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.engine import Engine
+
+_NOT_SHARED: Final = TERMINAL_KINDS | {Kind.CANCEL}
+
+
+async def cancel(engine: Engine, run: LiveRun) -> None:
+    """Ask a run to stop; returns when that is durable. Its partial output stays.
+
+    A dead run is dropped: what it has done is undone, as with any other.
+    """
+    while not run.over and run.record.status not in TERMINAL:
+        live = engine.runs.get(run.id)
+        if live is not None and not live.resting:
+            await _cancel_live(live)
+            return
+        if await _cancel_parked(engine, run):
+            return
+        await asyncio.sleep(0.005)  # it is changing hands
+    if run.over:
+        await run.durable(run.terminal_seq)
+
+
+async def _cancel_live(run: LiveRun) -> None:
+    await asyncio.sleep(0)  # a task that has not begun would end without a word
+    while _is_unread(run):  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.005)  # its journal is being read
+    if not run.cancelling and not run.over:
+        seq = run.append(Kind.CANCEL)
+        run.cancelling = True
+        # During a replay the handler gets to where it was, so that it can be undone.
+        if run.task is not None and run.replay is None and not run.told:
+            run.told = True
+            run.task.cancel("the run was cancelled")
+        await run.durable(seq)
+
+
+async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
+    claimed = await engine.claim([run.id], dead=True)
+    if not claimed:
+        record = await engine.store.get(run.id)
+        return record is None or record.status in TERMINAL
+    parked = claimed[0]
+    diverged = parked.record.status == "diverged"
+    entries = await read_journal(engine.store, run.id)
+    unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
+    restore(parked, entries)
+    parked.append(Kind.CANCEL)
+    parked.cancelling = True
+    if unwind and engine.waking.drive is not None and not diverged:
+        parked.revive()
+        await parked.durable(parked.seq - 1)
+        engine.waking.drive(parked)
+        return True
+    try:
+        parked.waits.close()
+        await parked.durable(parked.end(Kind.CANCELLED, "cancelled", None))
+    finally:
+        engine.forget(parked)
+    return True
+
+
+async def retry(engine: Engine, run: LiveRun) -> bool:
+    """Have a dead or diverged run go on; returns when that is durable. False for others.
+
+    The failure that it died of is void; what is recorded besides stays.
+    """
+    record = await engine.store.get(run.id)
+    if record is None or record.status not in ("dead", "diverged"):
+        return False
+    claimed = await engine.claim([run.id], dead=True)
+    if not claimed:
+        return False
+    parked = claimed[0]
+    entries = await read_journal(engine.store, run.id)
+    restore(parked, entries)
+    keys = failures_of(entries)
+    seq = parked.append(Kind.RETRY, b"", orjson.dumps(keys))
+    parked.revive()
+    await parked.durable(seq)
+    if engine.waking.drive is not None:
+        engine.waking.drive(parked)
+    else:
+        engine.forget(parked)
+    return True
+
+
+def _is_unread(run: LiveRun) -> bool:
+    return not (run.caught_up or run.replay or run.gone or run.ended or run.over)
+
+
+async def fork(
+    engine: Engine, run: LiveRun, before_seq: int, *,
+    payload: bytes | None = None, results: Mapping[str, bytes] | None = None,
+) -> LiveRun:  # fmt: skip
+    """Begin a run that shares another's journal up to entry `before_seq`; returns when durable.
+
+    `payload` replaces its input; `results`, by the calls' keys, what steps returned, as JSON.
+
+    Raises: ValueError if the journal has no such entry; Overloaded.
+    """
+    record = await engine.store.get(run.id) or run.record
+    entries = await read_journal(engine.store, run.id)
+    if not 0 < before_seq <= len(entries):
+        raise ValueError(f"from_step={before_seq}: the run has entries 0 to {len(entries) - 1}")
+    started = entries[0]
+    meta = {**orjson.loads(started.args), "deadline": None, "fork": [run.id, before_seq]}
+    forked = engine.begin(
+        record.name, version=record.version, principal=record.principal,
+        args=orjson.dumps(meta), payload=started.payload if payload is None else payload,
+    )  # fmt: skip
+    forked.rewind_aware = bool(meta.get("rewinds"))
+    for entry in entries[1:before_seq]:
+        if entry.kind in _NOT_SHARED:
+            continue
+        data = (results or {}).get(entry.key, entry.payload)
+        if entry.kind in EVENT_KINDS:
+            forked.append_event(entry.kind, entry.payload, entry.key.encode())
+        else:
+            data = data if entry.kind == Kind.STEP else entry.payload
+            forked.append(
+                entry.kind, entry.key.encode(), data, entry.check, entry.took_us, entry.args
+            )
+    forked.caught_up = False
+    await forked.durable(forked.seq - 1)
+    if engine.waking.drive is not None:
+        engine.waking.drive(forked)
+    return forked

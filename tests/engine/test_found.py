@@ -1,0 +1,255 @@
+"""What was found wrong with waiting, one test each."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable_endpoints import (
+    AlreadyAnswered,
+    approval,
+    durable,
+    sleep,
+    wait_for_signal,
+)
+from durable_endpoints.engine.waiting import ApprovalRequest
+from durable_endpoints.errors import Overloaded
+from durable_endpoints.stores.open import open_store
+from durable_endpoints.stores.protocol import WaitQuery
+from tests.engine.test_waits import until_status
+from tests.engine.worlds import PATIENCE_S, World, play, world
+
+
+def at_once(one: World) -> None:
+    """Suspend at once; and let approvals have links."""
+    one.engine.waking.suspend_grace_s = 0
+    one.engine.waking.sign_path = lambda run_id, ident, until_ms: f"{run_id}/{ident}"
+
+
+@durable
+async def twice() -> list[Any]:
+    return [await wait_for_signal("go"), await wait_for_signal("go")]
+
+
+@durable
+async def asked_once(then: str = "") -> Any:
+    answer = await wait_for_signal("go", once=True)
+    if then:
+        await wait_for_signal(then)
+    return answer
+
+
+def test_many_signals_at_once_wake_a_run_once() -> None:
+    @durable
+    async def many() -> list[Any]:
+        return [await wait_for_signal("go") for _ in range(20)]
+
+    async def scenario(one: World) -> None:
+        at_once(one)
+        run = await one.start(many)
+        await until_status(one, run.id, "suspended")
+        await asyncio.gather(*(run.signal("go", n, signal_id=f"s{n}") for n in range(20)))
+        got = await (await one.ended_for_good(run.id)).result()
+        assert sorted(got) == list(range(20))
+
+    play(scenario)
+
+
+def test_a_cancel_and_a_signal_at_once_are_one_end() -> None:
+    async def scenario(one: World) -> None:
+        at_once(one)
+        for _ in range(20):
+            run = await one.start(twice)
+            await until_status(one, run.id, "suspended")
+            outcomes = await asyncio.gather(
+                run.signal("go", 1), run.cancel(), run.signal("go", 2), return_exceptions=True
+            )
+            assert outcomes[1] is None, outcomes
+            record = (await one.ended_for_good(run.id))._run.record
+            kinds = [entry.kind.name for entry in await one.entries(run.id)]
+            assert kinds.count("COMPLETED") + kinds.count("CANCELLED") == 1, kinds
+            assert record.status in ("cancelled", "completed")
+            for outcome in (outcomes[0], outcomes[2]):
+                assert outcome is None or type(outcome).__name__ == "RunEnded", outcomes
+
+    play(scenario)
+
+
+def test_a_wait_that_was_given_up_holds_up_no_signal() -> None:
+    """Two waits race, the loser is cancelled: whoever signals the run later is not kept waiting."""
+
+    @durable
+    async def either() -> list[Any]:
+        racing = {asyncio.create_task(wait_for_signal(name)) for name in ("yes", "no")}
+        done, pending = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        return [*(task.result() for task in done), await wait_for_signal("then")]
+
+    async def scenario(one: World) -> None:
+        at_once(one)
+        run = await one.start(either)
+        await until_status(one, run.id, "suspended")
+        await run.signal("yes", 1)
+        await until_status(one, run.id, "suspended")
+        began_s = asyncio.get_running_loop().time()
+        await run.signal("then", 2)
+        assert asyncio.get_running_loop().time() - began_s < 5
+        assert await (await one.ended_for_good(run.id)).result() == [1, 2]
+
+    play(scenario)
+
+
+def test_a_wait_that_was_given_up_is_listed_no_more() -> None:
+    @durable
+    async def impatient() -> Any:
+        try:
+            await asyncio.wait_for(wait_for_signal("soon"), 0.05)
+        except TimeoutError:
+            return await wait_for_signal("late")
+
+    async def scenario(one: World) -> None:
+        one.engine.waking.suspend_grace_s = 60  # the timeout is one of the process
+        run = await one.start(impatient)
+        async with asyncio.timeout(PATIENCE_S):
+            while "late" not in [w.name for w in await one.store.waits(WaitQuery())]:
+                await asyncio.sleep(0.005)
+        assert [wait.name for wait in await one.store.waits(WaitQuery())] == ["late"]
+        await run.signal("late", 1)
+        assert await (await one.ended_for_good(run.id)).result() == 1
+
+    play(scenario)
+
+
+def test_a_signal_that_was_taken_is_known_also_when_the_run_has_ended() -> None:
+    """Its sender did not get the answer, and sends it again."""
+
+    async def scenario(one: World) -> None:
+        run = await one.start(asked_once)
+        first = await one.engine.signal(run._run, "go", 1, signal_id="one")
+        await one.ended_for_good(run.id)
+        again = await one.engine.signal(run._run, "go", 1, signal_id="one")
+        assert (again.outcome, again.seq) == ("known", first.seq)
+
+    play(scenario)
+
+
+def test_a_second_answer_is_told_the_first_also_when_the_run_has_ended() -> None:
+    async def scenario(one: World) -> None:
+        run = await one.start(asked_once)
+        await run.signal("go", "first")
+        await one.ended_for_good(run.id)
+        with pytest.raises(AlreadyAnswered) as refused:
+            await run.signal("go", "second")
+        assert b"first" in refused.value.answer
+
+    play(scenario)
+
+
+def test_one_id_on_two_names_is_two_signals() -> None:
+    @durable
+    async def two() -> list[Any]:
+        return [await wait_for_signal("a"), await wait_for_signal("b")]
+
+    async def scenario(one: World) -> None:
+        run = await one.start(two)
+        await run.signal("a", 1, signal_id="1")
+        await run.signal("b", 2, signal_id="1")
+        assert await (await one.ended_for_good(run.id)).result() == [1, 2]
+
+    play(scenario)
+
+
+def test_a_person_may_be_faster_than_who_tells_them() -> None:
+    """The link is out as soon as `notify` has sent it, which is before it returns."""
+    refusals: list[BaseException] = []
+
+    async def scenario(one: World) -> None:
+        at_once(one)
+
+        async def notify(request: ApprovalRequest) -> None:
+            run = await one.engine.observe(request.run_id)
+            ident = request.path.rpartition("/")[2]
+            try:
+                await one.engine.signal(run, "refund", {"approved": True}, ident=ident)
+            except Exception as error:
+                refusals.append(error)
+
+        @durable
+        async def asks() -> bool:
+            return (await approval("refund", timeout=1, notify=notify)).approved
+
+        run = await one.start(asks)
+        ended = await one.ended_for_good(run.id)
+        assert not refusals
+        assert await ended.result() is True
+
+    play(scenario)
+
+
+def test_a_summary_may_hold_anything() -> None:
+    """What a model writes, cut in the middle of a letter, for instance."""
+
+    @durable
+    async def asks() -> bool:
+        return (await approval("refund", summary="half a letter: \ud83d")).approved
+
+    async def scenario(one: World) -> None:
+        at_once(one)
+        run = await one.start(asks)
+        await until_status(one, run.id, "suspended")
+        await run.signal("refund", {"approved": True})
+        assert await (await one.ended_for_good(run.id)).result() is True
+
+    play(scenario)
+
+
+def test_a_server_that_stops_takes_no_signal_for_a_suspended_run() -> None:
+    async def scenario(one: World) -> None:
+        at_once(one)
+        run = await one.start(asked_once)
+        await until_status(one, run.id, "suspended")
+        await one.engine.drain(0)
+        began_s = asyncio.get_running_loop().time()
+        with pytest.raises(Overloaded):
+            await run.signal("go", 1)
+        assert asyncio.get_running_loop().time() - began_s < 2
+
+    play(scenario)
+
+
+def test_an_event_finds_a_run_by_a_field_with_a_comma(tmp_path: Path) -> None:
+    @durable
+    async def matched() -> Any:
+        return await wait_for_signal("paid", match={"a,b": 1})
+
+    async def main() -> None:
+        async with world(open_store(f"sqlite:///{tmp_path}/durable.db")) as one:
+            at_once(one)
+            run = await one.start(matched)
+            await until_status(one, run.id, "suspended")
+            found = await one.store.waits(WaitQuery("paid", payload={"a,b": 1, "c": 2}))
+            assert [wait.run_id for wait in found] == [run.id]
+
+    asyncio.run(main())
+
+
+def test_a_timer_and_a_signal_at_once_are_one_waking() -> None:
+    @durable
+    async def either() -> Any:
+        return list(await asyncio.gather(sleep(0.15), wait_for_signal("go")))
+
+    async def scenario(one: World) -> None:
+        at_once(one)
+        runs = [await one.start(either) for _ in range(30)]
+        for run in runs:
+            await until_status(one, run.id, "suspended")
+        await asyncio.gather(*(run.signal("go", 1) for run in runs))
+        for run in runs:
+            ended = await one.ended_for_good(run.id)
+            assert await ended.result() == [None, 1]
+
+    play(scenario)
