@@ -23,7 +23,7 @@ DELIVERED: Final = frozenset(
 )  # fmt: skip
 # Kept with the call they belong to: what it was told, or what it waits for.
 _KEPT: Final = frozenset({Kind.VALUE, Kind.TIMER, Kind.WAIT, Kind.SPAWN})
-_FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT})
+_FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT, Kind.INTENT})
 _SHOWN: Final = 120
 
 

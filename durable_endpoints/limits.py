@@ -68,7 +68,7 @@ DUE_INTERVAL_S: Final = 0.5
 # Timers look at the wall clock again at least so often, should it have jumped.
 TIMER_RECHECK_S: Final = 30.0
 # A run that waits for a child looks for its end itself so often, should nobody have told it.
-CHILD_RECHECK_S: Final = 300.0
+CHILD_RECHECK_S: Final = 60.0
 # A signal is a decision or a message; larger things are referred to.
 SIGNAL_BYTES_MAX: Final = 256 * KIB
 # Signals that nobody has waited for yet: a run that takes none is not a mailbox.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from durable_endpoints.asgi.host import Host
 
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", re.IGNORECASE)
+logger = logging.getLogger("durable_endpoints")
 Message = MutableMapping[str, Any]
 
 
@@ -275,8 +277,12 @@ class Exchange:
             raise
         finally:
             await self._let_go(run)
-        if error is not None:
-            raise error
+        if error is None:
+            return
+        if self._async_reply:  # the answer is out, and the connection may serve another request
+            logger.error("run %s failed", run.id, exc_info=error)
+            return
+        raise error
 
     async def _let_go(self, run: LiveRun) -> None:
         if self._sender is not None:
@@ -289,6 +295,8 @@ class Exchange:
     async def _outlive(self, run: LiveRun, error: BaseException | None) -> None:
         """See the first reader through a run that was suspended: the app is gone, it goes on."""
         task = asyncio.current_task()
+        if run.task is task:
+            run.task = None
         if task is not None and isinstance(error, asyncio.CancelledError):
             task.uncancel()
         if self._sender is None:

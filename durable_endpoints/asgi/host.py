@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import orjson
 from starlette._utils import get_route_path
@@ -39,6 +40,7 @@ PrincipalHook = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
 OperatorHook = Callable[[HTTPConnection], bool | Awaitable[bool]]
 HeadersHook = Callable[[str | None, dict[str, Any]], Iterable[tuple[str, str]]]
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
+_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORWARDED: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 
 
@@ -52,6 +54,18 @@ class Options:
     operator: OperatorHook | None
     restore_headers: HeadersHook | None
     signing_secrets: Sequence[str] = ()
+
+
+def _is_own_page(scope: Scope) -> bool:
+    """Say that no foreign web page is behind a request: a browser is on loopback, too."""
+    host = header(scope, b"host") or ""
+    name = urlsplit(f"//{host}").hostname
+    if name not in _LOCAL_NAMES:  # a foreign name that was made to point here
+        return False
+    if header(scope, b"sec-fetch-site") not in (None, "same-origin", "none"):
+        return False
+    origin = header(scope, b"origin")
+    return origin is None or urlsplit(origin).netloc == host
 
 
 class Host:
@@ -162,7 +176,8 @@ class Host:
         client = scope.get("client")
         # Behind a proxy on this machine every client looks local.
         proxied = any(header(scope, name) is not None for name in _FORWARDED)
-        return client is not None and client[0] in _LOOPBACK and not proxied
+        local = client is not None and client[0] in _LOOPBACK and not proxied
+        return local and _is_own_page(scope)
 
     async def observe(self, scope: Scope, run_id: str) -> LiveRun:
         """Return the run that a request asks for.

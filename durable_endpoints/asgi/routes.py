@@ -72,7 +72,9 @@ class ControlRoutes:
             if self._console.owns(path):
                 await self._console(scope, receive, send, path)
                 return
-            inner = {**scope, "path": path, "root_path": "", "router": None}
+            inner = {**scope, "path": path, "root_path": "", "router": None,
+                "durable.prefix": self._host.prefix_of(scope),
+            }  # fmt: skip
             route, child = self._match(inner)
             inner.update(child)
             await route.handle(inner, receive, send)

@@ -76,7 +76,7 @@ class Tail:
         self._watch: asyncio.TimerHandle | None = None
         self._writes = 0
         self._writing = False
-        self._told = 0  # epoch in which the reader was told that the run waits
+        self._told = False  # whether the reader was told that the run waits
 
     async def follow(self) -> None:
         """Send everything up to the end of the response, as it becomes durable.
@@ -121,7 +121,7 @@ class Tail:
                     return
                 raise StreamAborted(f"run {run.id} ended without a response")
             if not await self._reader.moved(HEARTBEAT_S if self.began else None) or (
-                self.began and run.resting
+                self.began and (run.record.status == "suspended") != self._told
             ):
                 await self._idle()
         head: dict[str, Any] = orjson.loads(run.head)
@@ -137,11 +137,13 @@ class Tail:
     async def _idle(self) -> None:
         """Show that somebody is here; say so once if the run now waits."""
         record = self.run.record
-        if record.status == "suspended" and self._told != record.epoch:
-            self._told = record.epoch
+        suspended = record.status == "suspended"
+        if suspended != self._told:
+            self._told = suspended
             if self._rewinds and self._sse:
                 waiting = orjson.loads(record.waiting or "[]")
-                await self._write(control("durable.suspended", {"waiting": waiting}))
+                word = "durable.suspended" if suspended else "durable.resumed"
+                await self._write(control(word, {"waiting": waiting}))
         elif self._sse:
             await self._write(HEARTBEAT)
 

@@ -173,10 +173,15 @@ class Call:
             if done:
                 return value
         while True:
-            if self.spec.effect:
-                await self._intend()
+            place = await self._take()
             try:
-                return await self._attempt()
+                try:
+                    if self.spec.effect:
+                        await self._intend()
+                    return await self._attempt(place)
+                finally:
+                    if self.spec.rate_limit is not None:
+                        self.run.log.host.quotas.give_back(self.spec.rate_limit, place)
             except Exception as error:  # noqa: BLE001 - raised again if it stands
                 done, value = await self._after(error)
                 if done:
@@ -214,13 +219,9 @@ class Call:
             )
         return False, None
 
-    async def _attempt(self) -> Any:
+    async def _attempt(self, place: str) -> Any:
         spec, run = self.spec, self.run
         limit = spec.rate_limit
-        place = ""
-        if limit is not None:
-            place = limit.key_of(self.args, self.kwargs)
-            await self._take(place)
         replay = run.replay
         if replay is not None:
             replay.working += 1
@@ -242,13 +243,13 @@ class Call:
             life.working -= 1
             if replay is not None:
                 replay.working -= 1
-            if limit is not None:
-                run.log.host.quotas.give_back(limit, place)
 
-    async def _take(self, place: str) -> None:
-        """Wait for the rate limit: a short while in memory, then suspended."""
+    async def _take(self) -> str:
+        """Wait for the rate limit: a short while in memory, then suspended. Return its key."""
         run, limit = self.run, self.spec.rate_limit
-        assert limit is not None
+        if limit is None:
+            return ""
+        place = limit.key_of(self.args, self.kwargs)
         host = run.log.host
         owner = run.record.principal or ""
         while True:
@@ -260,7 +261,7 @@ class Call:
                 self.scope.life.working -= 1
             self.scope.check_life()
             if left_s == 0:
-                return
+                return place
             await self._pause(run.log.clock.due_ms() + int(left_s * 1000), "quota")
 
     async def _pause(self, until_ms: int, kind: str) -> None:

@@ -13,6 +13,7 @@ from durable_endpoints.engine.scope import Scope
 from durable_endpoints.engine.steps import claim, settle
 from durable_endpoints.engine.wait import LISTED, Wait
 from durable_endpoints.errors import SignalTimeout
+from durable_endpoints.journal import Delivery
 from durable_endpoints.records import Kind
 
 ACTIONS: Final = ("retry", "fail", "result")
@@ -38,13 +39,15 @@ class Wanted:
 
 async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes]:
     """Wait; return RECEIVED with what was received, or FIRED when the time has come."""
+    return await finish(scope, await begin(scope, ident, wanted))
+
+
+async def begin(scope: Scope, ident: str, wanted: Wanted) -> Wait | Delivery:
+    """Begin a wait: from now on it can be answered. Return what `finish` takes."""
     run = scope.run
     call = claim(run, ident, wanted.label, 0)
     if call is not None and call.deliveries:
-        delivery = call.deliveries[0]
-        if run.replay is not None:
-            await run.replay.turn(delivery)
-        return delivery.entry.kind, delivery.entry.payload
+        return call.deliveries[0]
     key = f"{ident} {wanted.label}".encode()
     try:
         await settle(run)
@@ -71,7 +74,18 @@ async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes
             run.waits.list_wait(wait, run.log.now_ms(), wanted.summary)
     else:
         wait.until_ms = orjson.loads(call.value or b"{}").get("until")
-    found = await run.waits.wait(wait)
+    run.waits.register(wait)
+    return wait
+
+
+async def finish(scope: Scope, begun: Wait | Delivery) -> tuple[Kind, bytes]:
+    """Wait for the answer; see `durably`."""
+    run = scope.run
+    if isinstance(begun, Delivery):
+        if run.replay is not None:
+            await run.replay.turn(begun)
+        return begun.entry.kind, begun.entry.payload
+    found = await run.waits.outcome(begun)
     scope.check_life()
     return found
 
@@ -81,7 +95,12 @@ async def answered(scope: Scope, ident: str, wanted: Wanted) -> dict[str, Any]:
 
     Raises: SignalTimeout.
     """
-    kind, payload = await durably(scope, ident, wanted)
+    return await answer(scope, await begin(scope, ident, wanted), wanted)
+
+
+async def answer(scope: Scope, begun: Wait | Delivery, wanted: Wanted) -> dict[str, Any]:
+    """Wait for the signal of a wait that was begun; see `answered`."""
+    kind, payload = await finish(scope, begun)
     if kind == Kind.FIRED:
         raise SignalTimeout(wanted.name)
     seq = orjson.loads(payload)["signal"]

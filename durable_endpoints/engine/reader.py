@@ -19,13 +19,13 @@ from durable_endpoints.stores.protocol import Store, StoredFrame
 class Reader:
     """One observer's place in a run's events."""
 
-    __slots__ = ("_seen", "_store", "offset", "run")
+    __slots__ = ("_store", "_suspended", "offset", "run")
 
     def __init__(self, store: Store, run: LiveRun, offset: int = 0) -> None:
         self._store = store
         self.run = run
         self.offset = offset  # of the next event to read
-        self._seen = 0  # epoch in which the run was seen to be suspended
+        self._suspended = False  # as it was last seen
 
     async def available(self) -> list[Event]:
         """Return durable events from the cursor on, without waiting for more; moves the cursor."""
@@ -48,7 +48,7 @@ class Reader:
     async def read(self, timeout_s: float | None = None) -> list[Event] | None:
         """Return the next events, waiting for them; an empty list at the end of the response.
 
-        None if `timeout_s` seconds passed without one, or if the run was suspended.
+        None if `timeout_s` seconds passed without one, or when the run is suspended or goes on.
 
         Raises: Fenced if the run goes on elsewhere.
         """
@@ -62,8 +62,9 @@ class Reader:
                 return []
             if run.gone is not None:
                 raise Fenced(run.gone)
-            if run.record.status == "suspended" and self._seen != run.record.epoch:
-                self._seen = run.record.epoch
+            suspended = run.record.status == "suspended"
+            if suspended != self._suspended:
+                self._suspended = suspended
                 return None
             if not await self.moved(timeout_s):
                 return None

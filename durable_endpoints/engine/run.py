@@ -150,17 +150,16 @@ class LiveRun:
         self.life = Life()
         self.pace = Pace(self.log.loop, self.log.clock.monotonic_s())
         self.fenced, self.replay, self.task = None, None, None
-        self._parked = self._progress = self.progressed = self.caught_up = False
-        self.resting = self.cancelling = self.told = False
+        self._parked = self._progress = self.progressed = self.caught_up = self.resting = False
+        self.cancelling = self.told = False
         self.given_up, self._waits = None, None
         self.undo, self.patches, self.children = [], {}, {}
+        self.wake()
         self.recent.forget_from(self.offset)
 
     def rehash(self, crc: int) -> None:
         """Set the rolling hash of the events so far, of a run loaded from the store."""
         self.crc = self._hash_in = crc
-
-    # --- appending
 
     def append(
         self, kind: Kind, key: bytes = b"", payload: bytes = b"",
@@ -300,7 +299,7 @@ class LiveRun:
         self._status, self.error = move(self._status, "running"), None
 
     def park(self, status: Status, error: str | None) -> None:
-        """Set a status without an entry: the journal stays as it is (I11, I17)."""
+        """Set a status without an entry (I11, I17)."""
         self._status = move(self._status, status)
         self.error = error and plain(error)
         self._parked = True

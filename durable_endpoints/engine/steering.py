@@ -42,13 +42,13 @@ async def _cancel_live(run: LiveRun) -> None:
     while _is_unread(run):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.005)  # its journal is being read
     if not run.cancelling and not run.over:
-        seq = run.append(Kind.CANCEL)
+        run.append(Kind.CANCEL)
         run.cancelling = True
         # During a replay the handler gets to where it was, so that it can be undone.
         if run.task is not None and run.replay is None and not run.told:
             run.told = True
             run.task.cancel("the run was cancelled")
-        await run.durable(seq)
+    await run.durable(run.seq - 1)  # also for who asks a second time
 
 
 async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
@@ -84,6 +84,8 @@ async def retry(engine: Engine, run: LiveRun) -> bool:
     record = await engine.store.get(run.id)
     if record is None or record.status not in ("dead", "diverged"):
         return False
+    while run.id in engine.runs:  # noqa: ASYNC110 - who drove it is just letting go
+        await asyncio.sleep(0.001)
     claimed = await engine.claim([run.id], dead=True)
     if not claimed:
         return False

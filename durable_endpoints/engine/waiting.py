@@ -17,7 +17,7 @@ import orjson
 
 from durable_endpoints.codec import Codec, dumps
 from durable_endpoints.engine.attempts import KEY
-from durable_endpoints.engine.decisions import Wanted, answered, durably
+from durable_endpoints.engine.decisions import Wanted, answer, answered, begin, durably
 from durable_endpoints.engine.effects import effect
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
@@ -87,8 +87,10 @@ async def wait_for_signal(
 
     `timeout`: seconds or a timedelta. `type`: what the data must be (a dataclass, a pydantic
     model, a TypedDict, …); other data is refused to its sender. `match`: fields by which
-    `POST events/{name}` finds this run. `once`: one answer ends the matter, a second one is
-    refused with the first; otherwise a signal that comes before the wait for it is kept.
+    `POST events/{name}` finds this run; `{}`: every event of the name, None: no event. `once`:
+    one answer ends the matter, a second one is refused with the first; otherwise a signal that
+    comes before the wait for it is kept. A timeout around it (`asyncio.timeout`) goes with the
+    handler when the run leaves memory: use `timeout`.
 
     Raises: SignalTimeout; NotDurable outside a run.
     """
@@ -184,8 +186,12 @@ async def approval(
         raise NotDurable("there is no run here that could wait for an approval: use @durable")
     run = scope.run
     ident = scope.next_call()
-    until_ms = _recorded_until(run, ident, timeout)
+    until_ms = None if timeout is None else _until(run, timeout)
+    wanted = Wanted("approval", name, until_ms, True, None, plain(summary), _check_approval)
+    # Open before anybody is told: they may be faster than who tells them.
+    begun = await begin(scope, ident, wanted)
     if notify is not None:
+        until_ms = _recorded_until(run, ident, until_ms)
         expires = None if until_ms is None else datetime.fromtimestamp(until_ms / 1000, UTC)
         path = run.log.host.approval_path(run.id, ident, until_ms)
         request = ApprovalRequest(run.id, name, summary, path, expires)
@@ -195,21 +201,20 @@ async def approval(
             await notifying(request)
 
         await effect.run(f"notify {name}", tell, name)
-    wanted = Wanted("approval", name, until_ms, True, None, plain(summary), _check_approval)
-    signal = await answered(scope, ident, wanted)
+    signal = await answer(scope, begun, wanted)
     data = signal["data"]
     at = datetime.fromtimestamp(signal["at"] / 1000, UTC)
     return Approval(data["approved"], signal["by"], at, data.get("comment") or "")
 
 
-def _recorded_until(run: LiveRun, ident: str, timeout: Seconds | None) -> int | None:
-    """Return the time that the journal holds for a wait, or the one that begins now."""
+def _recorded_until(run: LiveRun, ident: str, until_ms: int | None) -> int | None:
+    """Return the time that the journal holds for a wait; that of a new one is given."""
     if run.replay is not None:
         call = run.replay.journal.calls.get(ident)
         if call is not None and call.value is not None:
             until: int | None = orjson.loads(call.value)["until"]
             return until
-    return None if timeout is None else _until(run, timeout)
+    return until_ms
 
 
 def _check_approval(payload: bytes) -> None:

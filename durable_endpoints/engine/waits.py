@@ -44,7 +44,6 @@ class Waits:
         self._answers_by_ident: dict[str, int] = {}
         self._kept: dict[str, list[tuple[int, bytes]]] = {}
         self._known: dict[tuple[str, str], int] = {}  # name and signal id -> seq
-        self._missed: set[str] = set()  # idents of waits whose time was over
         self._data: dict[int, bytes] = {}  # seq -> data, of signals that may be asked for again
         self._opened: list[WaitRecord] = []
         self._answered: list[str] = []
@@ -79,8 +78,6 @@ class Waits:
             elif entry.kind in (Kind.RECEIVED, Kind.FIRED):
                 self.expected.discard(entry.key)
                 seq = orjson.loads(entry.payload or b"{}").get("signal")
-                if entry.kind == Kind.FIRED:
-                    self._missed.add(entry.key.partition(" ")[0])
                 kept.pop(seq, None)
                 if seq is not None:
                     self._answers_by_ident[entry.key.partition(" ")[0]] = seq
@@ -108,6 +105,11 @@ class Waits:
 
     async def wait(self, wait: Wait) -> tuple[Kind, bytes]:
         """Wait; return what was appended: RECEIVED with its payload, or FIRED."""
+        self.register(wait)
+        return await self.outcome(wait)
+
+    def register(self, wait: Wait) -> None:
+        """Open a wait; what was kept for it answers it at once."""
         run = self._run
         self.expected.discard(wait.key.decode())
         if not self.expected:
@@ -116,24 +118,27 @@ class Waits:
             raise Overloaded(f"a run waits for at most {WAITS_OPEN_MAX:,} things at a time")
         wait.future = run.log.loop.create_future()
         self.open[wait.ident] = wait
+        kept = self._kept.get(wait.name, []) if wait.kind in LISTED else []
+        for seq, data in list(kept):
+            if self._fits(wait, data):
+                kept.remove((seq, data))
+                self._take(wait, seq)
+                break
+        if wait.kind == "child":
+            run.log.host.child_awaited(run, wait.name)
+        elif wait.kind == "turn":
+            run.log.host.turn_awaited(run)
+        if not wait.future.done():
+            self._arm()
+
+    async def outcome(self, wait: Wait) -> tuple[Kind, bytes]:
+        """Wait for what answers an open wait; the run may leave memory meanwhile."""
         try:
-            kept = self._kept.get(wait.name) if wait.kind in LISTED else None
-            for seq, data in list(kept or ()):
-                if self._fits(wait, data):
-                    assert kept is not None
-                    kept.remove((seq, data))
-                    self._take(wait, seq)
-                    break
-            if wait.kind == "child":
-                run.log.host.child_awaited(run, wait.name)
-            elif wait.kind == "turn":
-                run.log.host.turn_awaited(run)
             if not wait.future.done():
-                self._arm()
                 self._consider()
             found = await wait.future
             if wait.ticket is not None:
-                await run.pace.pass_on(wait.ticket)
+                await self._run.pace.pass_on(wait.ticket)
         except asyncio.CancelledError:
             self.give_up(wait.ident, wait.key)
             raise
@@ -159,8 +164,6 @@ class Waits:
         fields = orjson.loads(payload)
         kinds = fields.get("kinds")
         if kinds is not None and wait.kind not in kinds:
-            return False
-        if fields.get("ident") not in (None, wait.ident):
             return False
         if wait.check is None:
             return True
@@ -211,8 +214,6 @@ class Waits:
         fields["at"] = self._run.log.now_ms()
         if signal.kinds != LISTED:
             fields["kinds"] = sorted(signal.kinds)
-        if signal.ident is not None:
-            fields["ident"] = signal.ident
         payload = orjson.dumps(fields)
         if wait is not None and wait.check is not None:
             try:
@@ -257,13 +258,8 @@ class Waits:
         )
         if place in answers:
             raise AlreadyAnswered(signal.name, self._data[answers[place]])
-        if signal.ident is None:
-            return
-        if signal.ident in self._missed:
+        if signal.ident is not None:
             raise SignalRefused(signal.name, "the run does not wait for this any more")
-        for _, payload in self._kept.get(signal.name, ()):  # it comes before the wait is open
-            if orjson.loads(payload).get("ident") == signal.ident:
-                raise AlreadyAnswered(signal.name, payload)
 
     def child_ended(self, run_id: str, payload: bytes) -> None:
         """Answer whoever waits for a child run."""
@@ -294,7 +290,6 @@ class Waits:
                 continue
             if wait.fires:
                 run.append(Kind.FIRED, wait.key)
-                self._missed.add(wait.ident)
             self._over(wait, Kind.FIRED, b"")
         self._arm()
 
@@ -360,7 +355,7 @@ class Waits:
             return
         if run.log.clock.due_ms() < self.deadline_ms or run.replay is not None:
             self._deadline = run.log.loop.call_later(_REPLAYING_S, self.limit, self.deadline_ms)
-        elif run.task is not None and run.error is None:
+        elif run.task is not None and run.error is None and not run.told:
             run.error = "the run took longer than its timeout"
             run.task.cancel(run.error)
 

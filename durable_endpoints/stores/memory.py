@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import orjson
-
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.states import ENDED, move
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.waits import fields_of, match_of
 
 _NOBODY = "\0"
 
@@ -57,7 +56,9 @@ class MemoryStore:
             run.attempts = 0 if frame.progress else run.attempts
             run.error = frame.error
             run.wake_at_ms, run.waiting = frame.wake_at_ms, frame.waiting
-            self._follow(frame)
+        for frame in batch:
+            if frame.run_id not in fenced:
+                self._follow(frame)
         return frozenset(fenced)
 
     def _follow(self, frame: Frame) -> None:
@@ -173,11 +174,10 @@ def _is_due(run: RunRecord, due_ms: int) -> bool:
 
 
 def _wanted(wait: WaitRecord, query: WaitQuery) -> bool:
-    if query.payload is not None:
-        wanted = orjson.loads(wait.match) if wait.match else None
-        if wanted is None or any(query.payload.get(key) != wanted[key] for key in wanted):
-            return False
     return (
+        query.payload is None
+        or (wait.match is not None and match_of(fields_of(wait.match), query.payload) == wait.match)
+    ) and (
         query.name in (None, wait.name)
         and query.run_id in (None, wait.run_id)
         and (not query.kinds or wait.kind in query.kinds)

@@ -11,6 +11,7 @@ import pytest
 from durable_endpoints import (
     EffectAmbiguous,
     Escalate,
+    RateLimit,
     Retry,
     RetryAfter,
     RunEnded,
@@ -505,3 +506,61 @@ def test_a_crash_half_way_through_undoing_a_cancelled_run(suspended: bool) -> No
         assert calls["book"] == ["a", "b", "c"]
 
     play(scenario, grace_s=0 if suspended else 60)
+
+
+def test_an_effect_that_waits_for_its_rate_limit_has_not_begun() -> None:
+    @effect(rate_limit=RateLimit("one-by-one", 1, per=0.3), on_ambiguous="fail")
+    async def pay(number: int) -> int:
+        return note("pay", number)
+
+    @durable
+    async def handler(number: int) -> int:
+        return await pay(number)
+
+    async def scenario(one: HoppingWorld) -> None:
+        runs = [await one.start(handler, number) for number in range(3)]
+        for run in runs:
+            assert (await ended(one, run.id)).status == "completed"
+        assert sorted(calls["pay"]) == [0, 1, 2]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("policy", ["fail", "ask"])
+def test_an_effect_of_a_dead_run_that_is_retried_is_not_ambiguous(policy: str) -> None:
+    @effect(retry=Retry(attempts=2, initial=0.01), on_ambiguous=policy)
+    async def pay() -> int:
+        if note("pay") < 4:
+            raise ConnectionError("gone")
+        return 1
+
+    @durable
+    async def handler() -> int:
+        return await pay()
+
+    async def scenario(one: HoppingWorld) -> None:
+        run = await one.start(handler)
+        last = await ended(one, run.id)
+        assert last.status == "dead"
+        assert await last.retry()
+        again = await ended(one, run.id)
+        assert await again.result() == 1
+        assert len(calls["pay"]) == 4
+
+    play(scenario)
+
+
+def test_a_timeout_of_a_run_ends_also_what_is_started_without_a_request() -> None:
+    @durable(timeout=0.2)
+    async def handler() -> None:
+        await wait_for_signal("never")
+
+    @durable
+    async def parent() -> None:
+        await (await current_run().spawn(handler))
+
+    async def scenario(one: HoppingWorld) -> None:
+        run = await one.start(parent)
+        assert (await ended(one, run.id)).status == "failed"
+
+    play(scenario)
