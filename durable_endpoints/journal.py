@@ -7,7 +7,7 @@ the events that were recorded before it, so a concurrent handler sees what it sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ import orjson
 
 from durable_endpoints.errors import Diverged
 from durable_endpoints.records import Entry, Kind
+from durable_endpoints.standing import standing
 
 DELIVERED: Final = frozenset(
     {
@@ -23,7 +24,6 @@ DELIVERED: Final = frozenset(
 )  # fmt: skip
 # Kept with the call they belong to: what it was told, or what it waits for.
 _KEPT: Final = frozenset({Kind.VALUE, Kind.TIMER, Kind.WAIT, Kind.SPAWN})
-_FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT, Kind.INTENT})
 _SHOWN: Final = 120
 
 
@@ -58,14 +58,6 @@ class Recorded:
         return bool(self.deliveries) and self.deliveries[-1].entry.kind != Kind.ITEM
 
 
-@dataclass(frozen=True, slots=True)
-class Interruption:
-    """What recovery appends for stream steps that a crash cut."""
-
-    resets: tuple[str, ...] = ()
-    rewind_to: int | None = None
-
-
 class Journal:
     """The replay cursor over one run's entries."""
 
@@ -73,6 +65,7 @@ class Journal:
         self.calls: dict[str, Recorded] = {}
         self.head: bytes | None = None
         self.body_ended = False
+        self.shared_at: int | None = None  # the completion from which on they keep distance
         self.patches: set[str] = set()
         # How many completions, and which calls, came before the run was cancelled.
         self.cancel_at: tuple[int, frozenset[str]] | None = None
@@ -85,9 +78,9 @@ class Journal:
         self._body_at = 0
         self._emit = 0
         self._head_matched = False
-        standing = _without_void(entries)
-        self.voided = len(entries) - len(standing)
-        self._read(standing)
+        counted = standing(entries)
+        self.voided = len(entries) - len(counted)
+        self._read(counted)
 
     def _read(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -105,7 +98,7 @@ class Journal:
                 self._emits[entry.key] = (len(self._emits), entry.payload)
             elif entry.kind == Kind.BODY_END:
                 self.body_ended = True
-            elif entry.kind == Kind.CANCEL:
+            elif entry.kind == Kind.CANCEL and self.cancel_at is None:
                 self.cancel_at = (len(self._deliveries), frozenset(self.calls))
             else:
                 self._read_kept(entry)
@@ -120,6 +113,8 @@ class Journal:
             self._call_of(entry).attempts.append(entry)
         elif entry.kind == Kind.INTENT:
             self._call_of(entry).intents.append(entry.seq)
+        elif entry.kind == Kind.SHARED and self.shared_at is None:
+            self.shared_at = len(self._deliveries)
         elif entry.kind == Kind.PATCH:
             self.patches.add(entry.key)
 
@@ -166,6 +161,10 @@ class Journal:
         deliveries = self._deliveries
         while self._next < len(deliveries) and deliveries[self._next].done:
             self._next += 1
+
+    def keeps_distance(self, delivery: Delivery) -> bool:
+        """Say whether a completion came while tasks were at work side by side."""
+        return self.shared_at is not None and delivery.index >= self.shared_at
 
     @property
     def at_cancel(self) -> bool:
@@ -284,111 +283,6 @@ class Journal:
         if waiting is not None:
             return f"the recorded result of {waiting.entry.key!r} was not awaited"
         return "the response was begun, the code now answers nothing"
-
-
-def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
-    """Decide what becomes of stream steps that a crash cut, before any code of the run runs.
-
-    What was published cannot be unsaid: a step of which nothing was published begins anew; one
-    whose readers understand rewinds (`rewinds`), or that says `restart`, is rewound. All others
-    are left to the step itself, which goes on, ends or raises by its policy.
-    """
-    open_at: dict[str, tuple[str, int, int]] = {}  # key -> policy, first item, offset before it
-    offset = -1
-    for entry in _without_void(entries):
-        if entry.kind == Kind.STREAM:
-            open_at[entry.key] = (entry.payload.decode(), -1, -1)
-        elif entry.kind == Kind.ITEM and entry.key in open_at and open_at[entry.key][1] < 0:
-            open_at[entry.key] = (open_at[entry.key][0], entry.seq, offset)
-        elif entry.kind in (Kind.STREAM_END, Kind.STEP_FAILED):
-            open_at.pop(entry.key, None)
-    offsets = _offsets(entries)
-    # The response head cannot be taken back; -1: there is none.
-    heads = {entry.seq for entry in entries if entry.kind == Kind.HEAD}
-    head = max((offset for seq, offset in offsets if seq in heads), default=-1)
-    resets, rewind_to = [], None
-    behind = _left_behind(entries, open_at)
-    for key, (policy, first, _) in open_at.items():
-        if key in behind:
-            continue
-        before = max((o for seq, o in offsets if seq < first), default=-1)
-        published = first >= 0 and any(seq > first for seq, _ in offsets)
-        if first < 0 or policy == "hold":
-            resets.append(key)
-        elif policy == "resume":
-            continue
-        elif not published and policy in ("auto", "restart"):
-            resets.append(key)
-        elif head <= before and (policy == "restart" or (policy == "auto" and rewinds)):
-            resets.append(key)
-            rewind_to = before if rewind_to is None else min(rewind_to, before)
-    return Interruption(tuple(resets), rewind_to)
-
-
-def _left_behind(entries: Sequence[Entry], streams: Iterable[str]) -> set[str]:
-    """Return the streams whose task went on to a later call: their consumer was done with them."""
-    found: set[str] = set()
-    places = {key: _place(key) for key in streams}
-    last = {entry.key: entry.seq for entry in entries if entry.kind in (Kind.STREAM, Kind.ITEM)}
-    for entry in entries:
-        path, number = _place(entry.key)
-        for key, (own_path, own_number) in places.items():
-            if path == own_path and number > own_number and entry.seq > last.get(key, -1):
-                found.add(key)
-    return found
-
-
-def _place(key: str) -> tuple[str, int]:
-    """Return the task path and the ordinal of a call's key; -1 for what is no call."""
-    path, _, number = key.partition(" ")[0].rpartition("/")
-    return path, int(number) if number.isdecimal() else -1
-
-
-def _offsets(entries: Sequence[Entry]) -> list[tuple[int, int]]:
-    """Return (seq, offset) of every event that no rewind took back."""
-    found: list[tuple[int, int]] = []
-    offset = 0
-    for entry in entries:
-        if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT, Kind.REWIND):
-            if entry.kind == Kind.REWIND:
-                to = int(orjson.loads(entry.payload)["to"])
-                found = [pair for pair in found if pair[1] <= to]
-            else:
-                found.append((entry.seq, offset))
-            offset += 1
-    return found
-
-
-def failures_of(entries: Sequence[Entry]) -> Sequence[str]:
-    """Return the call whose failure a dead run died of, as a retry is to name it: the last one."""
-    failed = [entry for entry in _without_void(entries) if entry.kind == Kind.STEP_FAILED]
-    return [failed[-1].key] if failed else []
-
-
-def _retried(entries: Sequence[Entry]) -> dict[str, int]:
-    """Return the calls whose failures are void, each with the seq up to which they are."""
-    found: dict[str, int] = {}
-    for entry in entries:
-        if entry.kind == Kind.RETRY:
-            found.update(dict.fromkeys(orjson.loads(entry.payload), entry.seq))
-    return found
-
-
-def _without_void(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries that still count: without what a reset, rewind or retry took back."""
-    last_reset = {entry.key: entry.seq for entry in entries if entry.kind == Kind.RESET}
-    standing = {seq for seq, _ in _offsets(entries)}
-    retried = _retried(entries)
-    kept = []
-    for entry in entries:
-        if entry.kind in _FAILURES and entry.seq < retried.get(entry.key, -1):
-            continue
-        if entry.kind in (Kind.STREAM, Kind.ITEM) and entry.seq < last_reset.get(entry.key, -1):
-            continue
-        if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT) and entry.seq not in standing:
-            continue
-        kept.append(entry)
-    return kept
 
 
 def _header(headers: Sequence[Sequence[str]], name: str) -> str:

@@ -141,3 +141,14 @@ POSTGRES_READERS_MAX: Final = 4
 POSTGRES_READ_FRAMES_MAX: Final = 1024
 # Places in the code that the detector of unannotated effects warns of: more are not read.
 DETECTOR_PLACES_MAX: Final = 1_000
+# How often a node looks at what it follows on other nodes: with news of them, and without.
+NODES_POLL_S: Final = 1.0
+NODES_POLL_DEAF_S: Final = 0.1
+# How long a node tells another one of a run's commits without being asked again.
+WATCH_S: Final = 5.0
+# Runs in one such request; a notification holds 8,000 bytes.
+WATCHED_TOLD_MAX: Final = 200
+# How often a node looks whether its lease still holds.
+LEASE_LOOK_S: Final = 0.25
+# Messages between nodes that nobody has come back for are kept for so long.
+MAIL_KEPT_S: Final = 600.0

@@ -36,6 +36,8 @@ class Kind(IntEnum):
     SPAWN = 25  # a child run, by its id
     RETRY = 26  # somebody had a dead run go on: the failures named are void
     UNDOABLE = 27  # a step completed that has a compensation
+    SHARED = 29  # from here on completions keep their distance: tasks work side by side
+    GAVE_UP = 30  # the run is dead of a call that used up its retries
     PATCH = 28  # the run began with, or has reached, a changed piece of code
     COMPLETED = 32
     FAILED = 33

@@ -21,6 +21,7 @@ from durable_endpoints.stores.open import open_store
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from durable_endpoints.console.auth import AuthHook
     from durable_endpoints.stores.protocol import Store
 
 _NEVER: Final = frozenset({"HEAD", "OPTIONS"})
@@ -36,6 +37,7 @@ class DurableMiddleware:
     makes every step wait for its commit. `restore_headers(principal, request)` gives a recovered
     request its credentials again, which are never stored. `signing_secrets` (`whsec_…`, the
     newest first) sign approval links; without them one is kept beside a SQLite database.
+    `console_auth(connection)` says who may see (`"viewer"`) and steer (`"operator"`) the console.
     `suspend_after` is how long, in seconds, a run that does nothing but wait stays in memory.
     """
 
@@ -52,6 +54,7 @@ class DurableMiddleware:
         restore_headers: HeadersHook | None = None,
         signing_secrets: Sequence[str] = (),
         suspend_after: float = SUSPEND_GRACE_S,
+        console_auth: AuthHook | None = None,
         engine: Engine | None = None,
     ) -> None:
         if not prefix.startswith("/") or prefix.endswith("/"):
@@ -67,7 +70,7 @@ class DurableMiddleware:
         )
         self._prefix = prefix
         self._host = Host(app, self.engine, options)
-        self._control = ControlRoutes(self._host)
+        self._control = ControlRoutes(self._host, console_auth)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

@@ -131,7 +131,7 @@ class Call:
 
     def _gave_up(self, error: Exception) -> None:
         if self.spec.retry is not None:
-            self.run.given_up = error
+            self.run.given_up = error, self.key
 
     def _undoable(self, *, fresh: bool) -> None:
         undo = self.spec.compensate
@@ -172,12 +172,14 @@ class Call:
             done, value = await self._resolve()
             if done:
                 return value
+        intended = ambiguous  # the recorded intent stands for the attempt that is made again
         while True:
             place = await self._take()
             try:
                 try:
-                    if self.spec.effect:
+                    if self.spec.effect and not intended:
                         await self._intend()
+                    intended = False
                     return await self._attempt(place)
                 finally:
                     if self.spec.rate_limit is not None:
@@ -225,8 +227,7 @@ class Call:
         replay = run.replay
         if replay is not None:
             replay.working += 1
-        life = self.scope.life
-        life.working += 1
+        life = self.scope.begin_work()
         token = SCOPE.set(self.scope.inside_step())
         named = KEY.set(key_of(run.id, self.ident, spec.name))
         try:

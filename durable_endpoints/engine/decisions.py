@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import Scope
 from durable_endpoints.engine.steps import claim, settle
 from durable_endpoints.engine.wait import LISTED, Wait
@@ -42,18 +43,20 @@ async def durably(scope: Scope, ident: str, wanted: Wanted) -> tuple[Kind, bytes
     return await finish(scope, await begin(scope, ident, wanted))
 
 
-async def begin(scope: Scope, ident: str, wanted: Wanted) -> Wait | Delivery:
-    """Begin a wait: from now on it can be answered. Return what `finish` takes."""
+async def begin(
+    scope: Scope, ident: str, wanted: Wanted, *, early: bool = False
+) -> Wait | Delivery:
+    """Begin a wait: from now on it can be answered. Return what `finish` takes.
+
+    `early`: the handler goes on before it waits; a recorded wait then is open while it replays.
+    """
     run = scope.run
     call = claim(run, ident, wanted.label, 0)
     if call is not None and call.deliveries:
         return call.deliveries[0]
     key = f"{ident} {wanted.label}".encode()
-    try:
-        await settle(run)
-    except asyncio.CancelledError:
-        run.waits.give_up(ident, key)
-        raise
+    if not early or call is None:
+        await _settle(run, ident, key)
     until_ms = wanted.until_ms
     wait = Wait(
         ident, key, wanted.kind, wanted.name, until_ms, wanted.once, wanted.check,
@@ -78,6 +81,14 @@ async def begin(scope: Scope, ident: str, wanted: Wanted) -> Wait | Delivery:
     return wait
 
 
+async def _settle(run: LiveRun, ident: str, key: bytes) -> None:
+    try:
+        await settle(run)
+    except asyncio.CancelledError:
+        run.waits.give_up(ident, key)
+        raise
+
+
 async def finish(scope: Scope, begun: Wait | Delivery) -> tuple[Kind, bytes]:
     """Wait for the answer; see `durably`."""
     run = scope.run
@@ -85,6 +96,7 @@ async def finish(scope: Scope, begun: Wait | Delivery) -> tuple[Kind, bytes]:
         if run.replay is not None:
             await run.replay.turn(begun)
         return begun.entry.kind, begun.entry.payload
+    await _settle(run, begun.ident, begun.key)
     found = await run.waits.outcome(begun)
     scope.check_life()
     return found

@@ -44,6 +44,8 @@ async def conclude(
     if error is None and not complete and not run.cancelling and run.error is None:
         failed, run.error = True, "the app returned before its response was complete"
     if failed and not run.cancelling and not run.undo and is_given_up(run, error):
+        assert run.given_up is not None
+        run.append(Kind.GAVE_UP, run.given_up[1])
         run.park("dead", described(error) if error is not None else None)
         return
     left = await _unwind(run) if failed else []
@@ -77,7 +79,7 @@ async def _unwind(run: LiveRun) -> list[str]:
     if not run.undo and not run.children:
         return []
     life = run.life
-    run.told = True  # a cancel now lets it end as cancelled, and does not cut it
+    run.told = 2  # a cancel now lets it end as cancelled, and does not cut it
     life.working += 1  # somebody is at work on it, though the handler is at its end
     try:
         await cancel_children(run)
@@ -92,6 +94,6 @@ def is_given_up(run: LiveRun, error: BaseException | None) -> bool:
         return False
     if isinstance(error, BaseExceptionGroup):
         return any(is_given_up(run, inner) for inner in error.exceptions)
-    while error is not None and error is not run.given_up:  # a library may have wrapped it
+    while error is not None and error is not run.given_up[0]:  # a library may have wrapped it
         error = error.__cause__
     return error is not None

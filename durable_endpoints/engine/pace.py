@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from durable_endpoints.engine.life import expire
 from durable_endpoints.limits import FIRST_COMMIT_S_MAX, TURN_S_MAX
+from durable_endpoints.records import Kind
 
 if TYPE_CHECKING:
     from durable_endpoints.engine.run import LiveRun
@@ -30,19 +31,23 @@ def _wake(waiter: asyncio.Future[None], _: object) -> None:
 class Pace:
     """The turns of one going of a run's handler."""
 
-    __slots__ = ("_held_back", "_last", "_loop", "callers", "yielded_s")
+    __slots__ = ("_held_back", "_last", "_loop", "callers", "noted", "shared", "yielded_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
         self.callers = 0  # tasks that have called a step
+        self.shared = False  # whether steps of the run are at work side by side
+        self.noted = False  # in the journal
         self.yielded_s = now_s  # when the handler last let others go on
         self._held_back = False
         self._loop = loop
         self._last: asyncio.Future[None] | None = None
 
-    @property
-    def shared(self) -> bool:
-        """Whether several tasks of the run call steps."""
-        return self.callers > 1
+    def share(self, run: LiveRun) -> None:
+        """Keep completions apart from here on, and note it for the replay."""
+        self.shared = True
+        if not self.noted and run.replay is None and run.fenced is None and not run.over:
+            self.noted = True
+            run.append(Kind.SHARED)
 
     # --- among the run's tasks
 

@@ -14,7 +14,7 @@ from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Corrupt, Fenced
-from durable_endpoints.journal import Journal, interruptions
+from durable_endpoints.journal import Journal
 from durable_endpoints.limits import (
     RECOVERIES_MAX,
     RECOVERIES_PARALLEL_MAX,
@@ -24,6 +24,7 @@ from durable_endpoints.limits import (
     SWEEP_INTERVAL_S,
 )
 from durable_endpoints.records import Entry, Kind, RunRecord
+from durable_endpoints.standing import interruptions
 
 logger = logging.getLogger("durable_endpoints")
 

@@ -44,7 +44,7 @@ class Replay:
                 waiter = self._loop.create_future()
                 self._waiting[delivery.index] = waiter
                 await waiter
-            if self._pace.shared:
+            if journal.keeps_distance(delivery):
                 await self._pace.pass_on(self._pace.ticket())
         finally:
             # Also when the caller was cancelled: live, too, it was complete by then.

@@ -78,8 +78,8 @@ class LiveRun:
         self.life = Life()
         self.resting = False  # suspended: fenced here until it is woken
         self.cancelling = False
-        self.told = False  # that it is cancelled, or is being undone: its task is not cancelled
-        self.given_up: BaseException | None = None  # the failure that ended a step's retries
+        self.told = 0  # 1: that it is cancelled; 2: it is at its end, and not to be disturbed
+        self.given_up: tuple[BaseException, bytes] | None = None  # a step out of retries; its key
         self.undo: list[Undo] = []
         self.children: dict[str, str] = {}  # run id -> name
         self.patches: dict[str, bool] = {}
@@ -113,7 +113,7 @@ class LiveRun:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come, durably."""
+        """Whether nothing more will come."""
         return self.record.status in ENDED
 
     @property
@@ -123,7 +123,7 @@ class LiveRun:
 
     @property
     def over(self) -> bool:
-        """Whether a terminal entry has been appended: nothing may follow (I15)."""
+        """Whether its terminal entry has been appended (I15)."""
         return self.terminal_seq >= 0
 
     @property
@@ -151,14 +151,13 @@ class LiveRun:
         self.pace = Pace(self.log.loop, self.log.clock.monotonic_s())
         self.fenced, self.replay, self.task = None, None, None
         self._parked = self._progress = self.progressed = self.caught_up = self.resting = False
-        self.cancelling = self.told = False
-        self.given_up, self._waits = None, None
-        self.undo, self.patches, self.children = [], {}, {}
+        self.cancelling, self.told = False, 0
+        self.given_up, self._waits, self.undo, self.patches, self.children = None, None, [], {}, {}
         self.wake()
         self.recent.forget_from(self.offset)
 
     def rehash(self, crc: int) -> None:
-        """Set the rolling hash of the events so far, of a run loaded from the store."""
+        """Set the rolling hash of the events so far."""
         self.crc = self._hash_in = crc
 
     def append(
@@ -248,6 +247,7 @@ class LiveRun:
         self.caught_up = journal.exhausted
         self.cancelling = self.cancelling or journal.cancel_at is not None
         self.patches = dict.fromkeys(journal.patches, True)
+        self.pace.shared = self.pace.noted = journal.shared_at is not None
         self.wake()
         if journal.at_cancel or (journal.exhausted and self.cancelling):
             self.tell_cancelled()
@@ -260,6 +260,8 @@ class LiveRun:
     def _replayed(self) -> None:
         self.replay = None
         self.caught_up = True
+        if self.pace.shared:
+            self.pace.share(self)
         if self.cancelling:
             self.tell_cancelled()
         self.wake()
@@ -271,10 +273,10 @@ class LiveRun:
         """
         if self.told and turns == TURNS_APART:
             return
-        self.told = True
+        self.told = max(self.told, 1)
         if turns:
             self.log.loop.call_soon(self.tell_cancelled, turns - 1)
-        elif self.task is not None:
+        elif self.task is not None and self.told == 1:
             self.task.cancel("the run was cancelled")
 
     def _stalled(self, difference: str) -> None:
@@ -371,8 +373,7 @@ class LiveRun:
 
     def wake(self) -> None:
         """Wake everybody who waits for the watermark, or for the end."""
-        waiters = self._waiters
-        if waiters:
+        if waiters := self._waiters:
             self._waiters = []
             for waiter in waiters:
                 if not waiter.done():

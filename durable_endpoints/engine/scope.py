@@ -13,6 +13,7 @@ from contextvars import Context, ContextVar, copy_context
 from random import Random
 from typing import Any, TypeAlias
 
+from durable_endpoints.engine.life import Life
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Fenced
 
@@ -48,6 +49,8 @@ class Scope:
         self.calls = number + 1
         if not number:
             self.run.pace.callers += 1
+            if self.run.pace.callers > 1:
+                self.run.pace.share(self.run)
         return f"{self.path}{number}"
 
     def next_emit(self) -> str:
@@ -56,6 +59,15 @@ class Scope:
             self.check_life()
         self.emits += 1
         return f"{self.path}e{self.emits}"
+
+    def begin_work(self) -> Life:
+        """Note that a step of this task is at work; who is done takes one off `working`."""
+        life = self.life
+        life.working += 1
+        # A call may run in another task than it was made in.
+        if life.working > 1 or SCOPE.get() is not self:
+            self.run.pace.share(self.run)
+        return life
 
     def check_life(self) -> None:
         """Raise Fenced in what is left of a handler that has been begun anew."""

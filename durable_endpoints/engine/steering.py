@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.journal import failures_of
+from durable_endpoints.errors import Fenced
 from durable_endpoints.records import EVENT_KINDS, TERMINAL_KINDS, Kind
+from durable_endpoints.standing import failures_of
 from durable_endpoints.states import TERMINAL
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ async def cancel(engine: Engine, run: LiveRun) -> None:
     while not run.over and run.record.status not in TERMINAL:
         live = engine.runs.get(run.id)
         if live is not None and not live.resting:
-            await _cancel_live(live)
-            return
+            with suppress(Fenced):  # it changes hands
+                await _cancel_live(live)
+                return
         if await _cancel_parked(engine, run):
             return
         await asyncio.sleep(0.005)  # it is changing hands
@@ -46,7 +49,7 @@ async def _cancel_live(run: LiveRun) -> None:
         run.cancelling = True
         # During a replay the handler gets to where it was, so that it can be undone.
         if run.task is not None and run.replay is None and not run.told:
-            run.told = True
+            run.told = 1
             run.task.cancel("the run was cancelled")
     await run.durable(run.seq - 1)  # also for who asks a second time
 
@@ -61,7 +64,8 @@ async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
     entries = await read_journal(engine.store, run.id)
     unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
     restore(parked, entries)
-    parked.append(Kind.CANCEL)
+    if not any(entry.kind == Kind.CANCEL for entry in entries):
+        parked.append(Kind.CANCEL)
     parked.cancelling = True
     if unwind and engine.waking.drive is not None and not diverged:
         parked.revive()

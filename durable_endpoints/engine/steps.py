@@ -140,8 +140,7 @@ async def run_step(
     replay = run.replay
     if replay is not None:
         replay.working += 1
-    life = scope.life
-    life.working += 1
+    life = scope.begin_work()
     monotonic_s = run.log.clock.monotonic_s
     began_s = monotonic_s()
     token = SCOPE.set(scope.inside_step())
@@ -170,7 +169,7 @@ async def run_step(
     took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
     key = f"{ident} {spec.name}".encode()
     seq = run.append(kind, key, data, check, took_us, recorded_args)
-    if run.strict or run.pace.callers > 1:
+    if run.strict or run.pace.shared:
         await deliver(run, seq)
     if failure is not None:
         raise as_recorded(spec, failure)

@@ -115,7 +115,7 @@ async def _live(
     inside = scope.inside_step()
     began_s = run.log.clock.monotonic_s()
     await attempts.begin()
-    life.working += 1
+    scope.begin_work()
     try:
         while True:
             token = SCOPE.set(inside)
@@ -163,7 +163,7 @@ async def _record(scope: Scope, spec: StepSpec, key: bytes, item: Any, *, last: 
     seq = run.append(_ITEM, key, data)
     if last:
         run.append(Kind.STREAM_END, key)
-    if run.strict or run.pace.callers > 1:
+    if run.strict or run.pace.shared:
         await deliver(run, seq)
     return value
 
@@ -184,7 +184,7 @@ async def _failed(
     run.append(Kind.STEP_FAILED, key, failures.dump(failure))
     raised = as_recorded(spec, failure)
     if spec.retry is not None:
-        run.given_up = raised
+        run.given_up = raised, key
     raise raised from failure.__cause__
 
 

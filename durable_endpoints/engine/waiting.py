@@ -189,7 +189,7 @@ async def approval(
     until_ms = None if timeout is None else _until(run, timeout)
     wanted = Wanted("approval", name, until_ms, True, None, plain(summary), _check_approval)
     # Open before anybody is told: they may be faster than who tells them.
-    begun = await begin(scope, ident, wanted)
+    begun = await begin(scope, ident, wanted, early=True)
     if notify is not None:
         until_ms = _recorded_until(run, ident, until_ms)
         expires = None if until_ms is None else datetime.fromtimestamp(until_ms / 1000, UTC)

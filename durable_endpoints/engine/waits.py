@@ -181,8 +181,13 @@ class Waits:
 
     def answer(self, wait: Wait, payload: bytes) -> None:
         """End a wait by what came."""
+        self._note_shared()
         self._run.append(Kind.RECEIVED, wait.key, payload)
         self._over(wait, Kind.RECEIVED, payload)
+
+    def _note_shared(self) -> None:
+        if len(self.open) > 1 or self._run.life.working:
+            self._run.pace.share(self._run)
 
     def _over(self, wait: Wait, kind: Kind, payload: bytes) -> None:
         self.open.pop(wait.ident, None)
@@ -289,6 +294,7 @@ class Waits:
             if wait.until_ms is None or wait.until_ms > now_ms or wait.future.done():
                 continue
             if wait.fires:
+                self._note_shared()
                 run.append(Kind.FIRED, wait.key)
             self._over(wait, Kind.FIRED, b"")
         self._arm()
@@ -331,6 +337,7 @@ class Waits:
             return
         self._waiting = orjson.dumps([_shown(w) for w in self.open.values()][:_SHOWN_MAX]).decode()
         run.suspend()
+        self._let_tasks_go()
 
     def _needs_recheck(self) -> bool:
         return any(wait.kind in ("child", "turn") for wait in self.open.values())
@@ -341,6 +348,12 @@ class Waits:
         wait = Wait("", b"", "retry", name, until_ms)
         self._waiting = orjson.dumps([_shown(wait)]).decode()
         self._run.suspend()
+        self._let_tasks_go()
+
+    def _let_tasks_go(self) -> None:
+        """End the tasks that the handler began, and nobody cancels: they would wait for ever."""
+        for wait in self.open.values():
+            wait.future.cancel()
 
     def limit(self, deadline_ms: int) -> None:
         """Fail the run if it is not at its end by then."""
@@ -373,6 +386,7 @@ class Waits:
         for handle in (self._timer, self._grace, self._deadline):
             if handle is not None:
                 handle.cancel()
+        self._let_tasks_go()
 
 
 def _shown(wait: Wait) -> dict[str, Any]:

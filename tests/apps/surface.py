@@ -30,6 +30,7 @@ from starlette.routing import Mount, Route
 from starlette.websockets import WebSocket
 
 from durable_endpoints import DurableMiddleware, current_run, durable, step
+from tests.support.stores import store_address
 
 BIG = bytes(range(256)) * 2048  # half a mebibyte
 COOKIE = "sid=set-cookie-secret-5150; HttpOnly; Path=/"
@@ -388,7 +389,7 @@ def stack() -> None:
     hook = (lambda it: it.headers.get("x-user")) if "SURFACE_PRINCIPAL" in os.environ else None
     for name in os.environ.get("SURFACE_STACK", "durable").split(","):
         if name == "durable":
-            store = "sqlite:///durable.db"
+            store = store_address()
             app.add_middleware(
                 DurableMiddleware, store=store, routes=["/unchanged"], principal=hook
             )

@@ -204,7 +204,7 @@ _LEAVES = st.one_of(
 
 
 def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    some = st.lists(inner, min_size=1, max_size=3)
+    some = st.lists(inner, min_size=1, max_size=2)
     return st.one_of(
         st.tuples(st.just("both"), some, some).map(list),
         st.tuples(st.just("child"), some).map(list),
@@ -213,5 +213,5 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 programs = st.lists(
-    st.recursive(_LEAVES, _nested, max_leaves=6), min_size=1, max_size=5
+    st.recursive(_LEAVES, _nested, max_leaves=3), min_size=1, max_size=3
 )  # fmt: skip

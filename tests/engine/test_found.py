@@ -253,3 +253,25 @@ def test_a_timer_and_a_signal_at_once_are_one_waking() -> None:
             assert await ended.result() == [None, 1]
 
     play(scenario)
+
+
+def test_an_approval_that_was_notified_is_decided_after_its_suspension() -> None:
+    async def scenario(one: World) -> None:
+        at_once(one)
+        told: list[str] = []
+
+        async def notify(request: ApprovalRequest) -> None:
+            told.append(request.path)
+
+        @durable
+        async def asks() -> bool:
+            return (await approval("refund", notify=notify)).approved
+
+        run = await one.start(asks)
+        await until_status(one, run.id, "suspended")
+        async with asyncio.timeout(5):
+            await run.signal("refund", {"approved": True})
+        assert await (await one.ended_for_good(run.id)).result() is True
+        assert len(told) == 1
+
+    play(scenario)

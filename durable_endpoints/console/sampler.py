@@ -1,0 +1,88 @@
+"""The last half hour of the engine's own numbers, taken while somebody uses the console."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.engine import Engine
+
+EVERY_S: Final = 5.0
+KEPT: Final = 360
+_IDLE_S: Final = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was true at one moment, and since the moment before."""
+
+    commits_s: float
+    behind: int  # entries appended and not yet durable
+    live: int
+    readers: int
+    late_ms: float  # by how much the event loop was late
+    log_bytes: int
+
+
+class Sampler:
+    """Takes a sample every few seconds, and stops when nobody has looked for half an hour."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.samples: deque[Sample] = deque(maxlen=KEPT)
+        self._engine = engine
+        self._task: asyncio.Task[None] | None = None
+        self._asked_s = 0.0
+        self._commits: int | None = None
+        self._at_s = 0.0
+
+    def wanted(self) -> None:
+        """Begin to sample, or go on."""
+        loop = asyncio.get_running_loop()
+        self._asked_s = loop.time()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._commits = None
+            self._task = self._engine.spawn(self._run(loop))
+
+    def take(self, late_s: float = 0.0) -> Sample | None:
+        """Take one sample now; None for the first, which has nothing to compare with."""
+        engine = self._engine
+        now_s = asyncio.get_running_loop().time()
+        commits, before = engine.log.commits, self._commits
+        passed_s = now_s - self._at_s
+        self._commits, self._at_s = commits, now_s
+        if before is None or passed_s <= 0:
+            return None
+        runs = list(engine.runs.values())
+        sample = Sample(
+            max(0, commits - before) / passed_s,
+            sum(max(0, run.seq - 1 - run.durable_seq) for run in runs),
+            len(runs),
+            sum(run.readers for run in runs),
+            late_s * 1000,
+            file_size(engine, "-wal"),
+        )
+        self.samples.append(sample)
+        return sample
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        due_s = loop.time()
+        while self._engine.is_open and loop.time() - self._asked_s < _IDLE_S:
+            self.take(max(0.0, loop.time() - due_s))
+            due_s = loop.time() + EVERY_S
+            await asyncio.sleep(EVERY_S)
+
+
+def file_size(engine: Engine, suffix: str = "") -> int:
+    """Return the size of the store's file, if it is one."""
+    path = getattr(engine.store, "path", None)
+    if not isinstance(path, Path):
+        return 0
+    file = path.with_name(path.name + suffix)
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,156 @@
+"""How many runs there are of each status, kept up to date from the store's lists alone.
+
+Unfinished runs are counted as they are now. Ended ones are counted as they ended, over the last
+24 hours; only what is new since the last look is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from durable_endpoints.console.search import floor_id
+from durable_endpoints.limits import LIST_ROWS_MAX
+from durable_endpoints.records import RunRecord, Status
+from durable_endpoints.states import TERMINAL
+from durable_endpoints.stores.protocol import Query
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.engine import Engine
+
+logger = logging.getLogger("durable_endpoints")
+
+DAY_MS: Final = 86_400_000
+MINUTE_MS: Final = 60_000
+MINUTES: Final = 60
+# Rows read at most by the first look back; more would keep the store's readers busy.
+BACKLOG_ROWS_MAX: Final = 20_000
+# Ids are dealt a moment before their runs are durable: the last seconds are read again.
+_OVERLAP_MS: Final = 2_000
+_INTERVAL_MS: Final = 1_000
+# A look that takes long is followed by a longer pause: counting must not slow what it counts.
+_PAUSE_FACTOR: Final = 50
+_FOLLOWED_MAX: Final = 20_000
+_ASKED_MAX: Final = 200
+NAMES_MAX: Final = 500
+UNFINISHED: Final[tuple[Status, ...]] = ("running", "suspended", "dead", "diverged")
+
+
+class Tally:
+    """Counts of one store's runs."""
+
+    backlog: Final = BACKLOG_ROWS_MAX
+
+    def __init__(self, engine: Engine) -> None:
+        self.now: dict[Status, int] = {}
+        self.full = False  # more rows than were looked at
+        self.names: set[str] = set()
+        self._engine = engine
+        self._store = engine.store
+        self._clock = engine.clock
+        self._minutes: dict[int, Counter[str]] = {}
+        self._counted: set[str] = set()
+        self._followed: dict[str, int] = {}  # unfinished when seen: id -> minute
+        self._since = ""
+        self._next_ms = 0
+        self._looking: asyncio.Task[None] | None = None
+
+    def day(self, status: Status) -> int:
+        """Return how many runs of the last 24 hours ended so."""
+        return sum(counts[status] for counts in self._minutes.values())
+
+    def count(self, status: Status) -> int:
+        """Return the runs of a status: now, or of the last 24 hours if it is an end."""
+        return self.day(status) if status in TERMINAL else self.now.get(status, 0)
+
+    @staticmethod
+    def capped(status: Status, count: int) -> bool:
+        """Say whether there may be more than counted."""
+        return status not in TERMINAL and count >= LIST_ROWS_MAX
+
+    def series(self, what: str, minutes: int = MINUTES) -> list[int]:
+        """Return how many runs began ("began") or ended so, in each of the last minutes."""
+        last = self._clock.now_ms() // MINUTE_MS
+        empty: Counter[str] = Counter()
+        return [self._minutes.get(m, empty)[what] for m in range(last - minutes + 1, last + 1)]
+
+    async def look(self, patience_s: float = 0.05) -> None:
+        """Bring the counts up to date; after a short wait that goes on behind."""
+        if self._looking is None and self._clock.now_ms() >= self._next_ms:
+            self._looking = self._engine.spawn(self._look())
+            self._looking.add_done_callback(self._done)
+        if self._looking is not None:
+            await asyncio.wait([self._looking], timeout=patience_s)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the console cannot count the runs: %s", error)
+
+    async def _look(self) -> None:
+        now_ms = self._clock.now_ms()
+        self._next_ms = now_ms + _INTERVAL_MS
+        unfinished: set[str] = set()
+        complete = True
+        for status in UNFINISHED:
+            rows = await self._store.list(Query(statuses=(status,), limit=LIST_ROWS_MAX))
+            self.now[status] = len(rows)
+            unfinished.update(row.run_id for row in rows)
+            complete = complete and len(rows) < LIST_ROWS_MAX
+        await self._read_new(now_ms)
+        await self._follow(unfinished if complete else None)
+        self._forget(now_ms)
+        took_ms = self._clock.now_ms() - now_ms
+        self._next_ms = max(self._next_ms, now_ms + _PAUSE_FACTOR * took_ms)
+
+    async def _read_new(self, now_ms: int) -> None:
+        since = max(self._since, floor_id(now_ms - DAY_MS))
+        before, seen = None, 0
+        while seen < BACKLOG_ROWS_MAX:
+            rows = await self._store.list(Query(before=before, limit=LIST_ROWS_MAX))
+            new = [row for row in rows if row.run_id >= since]
+            for row in new:
+                self._add(row)
+            seen += len(rows)
+            if len(new) < LIST_ROWS_MAX:
+                break
+            before = rows[-1].run_id
+            await asyncio.sleep(0.002)  # the readers of runs come first
+        else:
+            self.full = True
+        self._since = floor_id(now_ms - _OVERLAP_MS)
+        self._counted = {run_id for run_id in self._counted if run_id >= self._since}
+
+    def _add(self, row: RunRecord) -> None:
+        if row.run_id in self._counted:
+            return
+        self._counted.add(row.run_id)
+        if len(self.names) < NAMES_MAX:
+            self.names.add(row.name)
+        minute = row.created_at_ms // MINUTE_MS
+        counts = self._minutes.setdefault(minute, Counter())
+        counts["began"] += 1
+        if row.status in TERMINAL:
+            counts[row.status] += 1
+        elif len(self._followed) < _FOLLOWED_MAX:
+            self._followed[row.run_id] = minute
+
+    async def _follow(self, unfinished: set[str] | None) -> None:
+        """Count those that have ended since they were seen at work."""
+        candidates = [i for i in self._followed if unfinished is None or i not in unfinished]
+        for run_id in candidates[:_ASKED_MAX]:
+            minute = self._followed.pop(run_id)
+            row = await self._store.get(run_id)
+            if row is None:
+                continue
+            if row.status in TERMINAL:
+                self._minutes.setdefault(minute, Counter())[row.status] += 1
+            else:
+                self._followed[run_id] = minute  # at the end: others first
+
+    def _forget(self, now_ms: int) -> None:
+        oldest = (now_ms - DAY_MS) // MINUTE_MS
+        for minute in [minute for minute in self._minutes if minute < oldest]:
+            del self._minutes[minute]
