@@ -6,11 +6,21 @@ import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import addresses
+
 EXIT_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Give store addresses, of a new schema each, on one PostgreSQL server for all tests."""
+    with addresses() as address:
+        yield address
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

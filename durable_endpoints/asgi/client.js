@@ -365,7 +365,7 @@ export class DurableRun {
         throw new DurableError(`followed run ${this.runId}, was sent ${told.run_id}`);
       }
       // Every connection begins with `durable.run`, and is told anew if the run waits.
-      if (type === "durable.run" && this.waiting !== null) this.#waitsFor(null);
+      if (type === "durable.run" || type === "durable.resumed") this.#waitsFor(null);
       if (type === "durable.suspended") this.#waitsFor(told.waiting);
       return;
     }
@@ -424,6 +424,7 @@ export class DurableRun {
 
   /** @param {Wait[] | null} waiting */
   #waitsFor(waiting) {
+    if (this.waiting === waiting) return;
     this.waiting = waiting;
     this.#notify();
   }

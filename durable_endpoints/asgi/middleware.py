@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette._utils import get_route_path
 
+from durable_endpoints import detector
 from durable_endpoints.asgi.cursor import parse
 from durable_endpoints.asgi.exchange import Exchange
 from durable_endpoints.asgi.host import HeadersHook, Host, OperatorHook, Options, PrincipalHook
 from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.routes import ControlRoutes
+from durable_endpoints.engine.attempts import inside_plain_step
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.errors import DurableError, StoreError
 from durable_endpoints.limits import SUSPEND_GRACE_S
@@ -38,6 +40,8 @@ class DurableMiddleware:
     request its credentials again, which are never stored. `signing_secrets` (`whsec_…`, the
     newest first) sign approval links; without them one is kept beside a SQLite database.
     `console_auth(connection)` says who may see (`"viewer"`) and steer (`"operator"`) the console.
+    `development` warns of requests that change something (POST and the like) from plain steps,
+    which should be effects; hosts given are allowed beside those of model providers.
     `suspend_after` is how long, in seconds, a run that does nothing but wait stays in memory.
     """
 
@@ -55,6 +59,7 @@ class DurableMiddleware:
         signing_secrets: Sequence[str] = (),
         suspend_after: float = SUSPEND_GRACE_S,
         console_auth: AuthHook | None = None,
+        development: bool | Sequence[str] = False,
         engine: Engine | None = None,
     ) -> None:
         if not prefix.startswith("/") or prefix.endswith("/"):
@@ -69,6 +74,9 @@ class DurableMiddleware:
             prefix, tuple(routes), principal, operator, restore_headers, tuple(signing_secrets)
         )
         self._prefix = prefix
+        if development:
+            hosts = () if development is True else development
+            detector.install((*detector.LLM_HOSTS, *hosts), inside_plain_step=inside_plain_step)
         self._host = Host(app, self.engine, options)
         self._control = ControlRoutes(self._host, console_auth)
 

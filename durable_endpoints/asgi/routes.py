@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, Router
 
+from durable_endpoints.asgi import metrics
 from durable_endpoints.asgi.answering import Answering
 from durable_endpoints.asgi.cursor import resolve
 from durable_endpoints.asgi.fields import entry_fields, json, run_fields
@@ -52,6 +53,7 @@ class ControlRoutes:
                 Route("/runs/{run_id}/cancel", self.cancel, methods=["POST"]),
                 Route("/health", self.health),
                 Route("/client.js", self.client_js),
+                Route("/metrics", self.metrics),
                 *Answering(host).routes,
             ]
         )
@@ -223,7 +225,18 @@ class ControlRoutes:
         await self._host.ensure_open()
         if engine.draining or engine.leaving:
             return json({"status": "draining"}, 503, retry_after="1")
+        if engine.away is not None:
+            return json({"status": "away"}, 503, retry_after="1")
         return json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET metrics: for Prometheus; answers operators."""
+        if not await self._host.is_operator(request.scope):
+            detail = "metrics answer loopback only, or whom operator= lets in"
+            raise Problem(403, "operators-only", detail)
+        await self._host.ensure_open()
+        text = metrics.render(metrics.metrics_of(self._host.engine))
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
     async def client_js(self, request: Request) -> Response:  # noqa: ARG002
         """GET client.js: the browser's client, a plain ES module."""

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 import httpx
+import orjson
 
 from durable_endpoints.states import ENDED
 
@@ -78,6 +79,54 @@ class Server:
                 raise click.ClickException(f"Nothing to cancel: {_detail(answer)}")
             self._json(answer, f"run {run_id}")
 
+    def signal(self, run_id: str, name: str, data: Any, signal_id: str | None) -> str:
+        """Send a signal; return what became of it. Raises click.ClickException if refused."""
+        path = f"/runs/{quote(run_id, safe='')}/signals/{quote(name, safe='')}"
+        headers = {} if signal_id is None else {"Idempotency-Key": signal_id}
+        return str(self._post(path, data, f"run {run_id}", headers=headers)["outcome"])
+
+    def retry(self, run_id: str) -> str:
+        """Have a dead or diverged run go on; return its status."""
+        path = f"/runs/{quote(run_id, safe='')}/retry"
+        return str(self._post(path, None, f"run {run_id}")["status"])
+
+    def retry_dead(self, name: str | None) -> Iterator[str]:
+        """Have all dead runs go on, of one endpoint if named; yield their ids."""
+        query = {} if name is None else {"name": name}
+        while True:
+            page = self._post("/runs/retry", None, query=query)
+            yield from page["retried"]
+            if page["next"] is None:
+                return
+            query = {**query, "before": page["next"]}
+
+    def dead(self, name: str | None) -> Iterator[dict[str, Any]]:
+        """Yield all dead runs, of one endpoint if named, newest first."""
+        query: dict[str, Any] = {"status": "dead", "limit": PAGE}
+        if name is not None:
+            query["name"] = name
+        while True:
+            page = self._get("/runs", query)
+            yield from page["runs"]
+            if page["next"] is None:
+                return
+            query["before"] = page["next"]
+
+    def approvals(self) -> list[dict[str, Any]]:
+        """What persons are asked now."""
+        return list(self._get("/approvals")["approvals"])
+
+    def decide(self, link: str, decision: dict[str, Any]) -> None:
+        """Decide under a link: a path or a whole address. Raises click.ClickException if late."""
+        home = self.url.rstrip("/") + "/"
+        url = link if "://" in link else home + link.lstrip("/")
+        # Whose link it is, is not known: logins are for our own server.
+        with self._client(login=url.startswith(home)) as client, self._explained():
+            answer = client.post(url, json=decision, headers={"Accept": "application/json"})
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                raise click.ClickException(f"This is no link of {self.url}: {_detail(answer)}.")
+            self._json(answer, "this")
+
     def settled(self, run_id: str) -> str:
         """The status of a run that is about to end; waits for the end for a moment."""
         status = ""
@@ -117,8 +166,17 @@ class Server:
         with self._client() as client, self._explained():
             return self._json(client.get(self.base + path, params=query), what)
 
-    def _client(self) -> httpx.Client:
-        return httpx.Client(headers=list(self.headers), timeout=TIMEOUT, trust_env=self.trust_env)
+    def _post(
+        self, path: str, body: Any, what: str = "this", *, query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        with self._client() as client, self._explained():
+            answer = client.post(self.base + path, params=query, json=body, headers=headers)
+            return self._json(answer, what)
+
+    def _client(self, *, login: bool = True) -> httpx.Client:
+        headers = list(self.headers) if login else []
+        return httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=self.trust_env)
 
     def _json(self, answer: httpx.Response, what: str) -> dict[str, Any]:
         if answer.is_success:
@@ -136,6 +194,8 @@ class Server:
             raise click.ClickException(f"Deleted: {what}.")
         if answer.status_code == httpx.codes.NOT_FOUND and what != "this":
             raise click.ClickException(f"There is no {what} at {self.url}, or it is not yours.")
+        if answer.status_code == httpx.codes.CONFLICT:
+            raise click.ClickException(f"Not taken: {_detail(answer)}.{_first(answer)}")
         raise click.ClickException(f"The server refused ({answer.status_code}): {_detail(answer)}")
 
     @contextmanager
@@ -170,3 +230,13 @@ def _detail(answer: httpx.Response) -> str:
     except ValueError:
         problem = {}
     return str(problem.get("detail") or problem.get("title") or answer.reason_phrase)
+
+
+def _first(answer: httpx.Response) -> str:
+    """What was answered before, where only one answer is taken."""
+    first = answer.json().get("answer")
+    if not isinstance(first, dict):
+        return ""
+    by = f" by {first['by']}" if first.get("by") else ""
+    data = orjson.dumps(first.get("data")).decode()
+    return f"\nThe first answer came{by} at {first.get('at')}: {data}"

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 import httpx
 import orjson
-from rich.console import Console
 from rich.text import Text
 
-from durable_endpoints.cli import render, timeline
+from durable_endpoints.cli import answers, render, timeline
 from durable_endpoints.cli.api import Server
+from durable_endpoints.cli.options import console_of, server_of, server_options
 from durable_endpoints.limits import DRAIN_S
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 STATUSES: Final = tuple(render.COLOURS)
 # With --reload a person waits, who wants to see the change and not the end of an answer.
@@ -41,36 +38,8 @@ def cli() -> None:
     """
 
 
-def server_options(command: F) -> F:
-    """Add the options that say which server a command talks to."""
-    for option in (
-        click.option(
-            "--header", "-H", "headers", multiple=True, metavar="NAME:VALUE",
-            help="Send this header too, such as your login.",
-        ),
-        click.option(
-            "--prefix", default="/_durable", show_default=True,
-            help="The middleware's prefix=.",
-        ),
-        click.option(
-            "--url", "-u", default="http://127.0.0.1:8000", show_default=True,
-            envvar="DURABLE_URL", show_envvar=True, help="The server's address.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _server(url: str, prefix: str, headers: Sequence[str]) -> Server:
-    pairs = []
-    for header in headers:
-        name, colon, value = header.partition(":")
-        if not colon:
-            raise click.BadParameter(f"{header!r} is not NAME:VALUE", param_hint="--header")
-        pairs.append((name.strip(), value.strip()))
-    if url.startswith(":"):
-        url = f"127.0.0.1{url}"
-    return Server(url if "://" in url else f"http://{url}", prefix, tuple(pairs))
+for _command in answers.COMMANDS:
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -166,12 +135,12 @@ def runs(
     url: str, prefix: str, headers: tuple[str, ...],
 ) -> None:  # fmt: skip
     """List the runs of a server, newest first."""
-    found = _server(url, prefix, headers).runs(statuses=statuses, name=name, limit=limit)
+    found = server_of(url, prefix, headers).runs(statuses=statuses, name=name, limit=limit)
     if as_json:
         for one in found:
             click.echo(orjson.dumps(one))
     elif found:
-        _console().print(render.runs_table(found))
+        console_of().print(render.runs_table(found))
     else:
         click.echo("No runs." if not (statuses or name) else "No such runs.")
 
@@ -182,13 +151,13 @@ def runs(
 @server_options
 def show(run: str, as_json: bool, url: str, prefix: str, headers: tuple[str, ...]) -> None:
     """Show a run and its steps over time. RUN is an id, the end of one, or `last`."""
-    server = _server(url, prefix, headers)
+    server = server_of(url, prefix, headers)
     run_id = server.resolve(run)
     facts, entries = server.run(run_id), server.journal(run_id)
     if as_json:
         click.echo(orjson.dumps({**facts, "journal": entries}, option=orjson.OPT_INDENT_2))
     else:
-        _console().print(render.run_view(facts, timeline.read(entries)))
+        console_of().print(render.run_view(facts, timeline.read(entries)))
 
 
 @cli.command()
@@ -205,13 +174,15 @@ def attach(
     """
     from durable_endpoints.cli.follow import follow  # loads asyncio and the client
 
-    server = _server(url, prefix, headers)
+    server = server_of(url, prefix, headers)
     run_id = server.resolve(run)
     server.run(run_id)  # says at once, and readably, if there is no such server or run
     try:
         sys.exit(asyncio.run(follow(server, run_id, after, raw=raw)))
     except KeyboardInterrupt:
-        _console(stderr=True).print(f"\n[dim]Left; the run goes on: durable attach {run_id}[/dim]")
+        console_of(stderr=True).print(
+            f"\n[dim]Left; the run goes on: durable attach {run_id}[/dim]"
+        )
 
 
 @cli.command()
@@ -219,10 +190,10 @@ def attach(
 @server_options
 def cancel(run: str, url: str, prefix: str, headers: tuple[str, ...]) -> None:
     """Cancel a run. RUN is an id, the end of one, or `last`."""
-    server = _server(url, prefix, headers)
+    server = server_of(url, prefix, headers)
     run_id = server.resolve(run)
     server.cancel(run_id)
-    _console().print(Text(f"{run_id} "), render.status(server.settled(run_id)))
+    console_of().print(Text(f"{run_id} "), render.status(server.settled(run_id)))
 
 
 @cli.command()
@@ -243,8 +214,8 @@ def doctor(
     if url is None:
         findings: Iterable[clinic.Finding] = clinic.examine(clinic.database_path(store))
     else:
-        findings = _examine_url(_server(url, prefix, headers), run_id)
-    console, worst = _console(), 0
+        findings = _examine_url(server_of(url, prefix, headers), run_id)
+    console, worst = console_of(), 0
     for finding in findings:
         mark, colour = _MARKS[finding.grade]
         line = Text.assemble((f" {mark} ", colour), (f"{finding.what:<13}", "bold"), finding.found)
@@ -284,9 +255,3 @@ def _examine_url(server: Server, wanted: str | None) -> Iterable[Any]:
     kinds = ("head", "chunk", "emit", "rewind")
     made = [timeline.milliseconds(e["at"]) for e in server.journal(run_id) if e["kind"] in kinds]
     yield from buffering.judge(seen, made)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    # Where output is no terminal, ids and tables must not be cut to a made-up width of 80.
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-    return Console(stderr=stderr, width=wide, highlight=False)

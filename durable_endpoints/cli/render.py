@@ -23,9 +23,22 @@ COLOURS: Final = {
     "dead": "bold red",
     "diverged": "magenta",
 }
+# What a model or an upstream wrote must not steer the terminal, nor turn a line around.
+_KEPT: Final = "\n\t"
 BAR: Final = 36
 ARGS: Final = 24
 _TICKS: Final = " ▁▂▃▄▅▆▇█"
+
+
+def safe(text: object) -> str:
+    """A text from elsewhere, fit for a terminal."""
+    shown = (c if c.isprintable() or c in _KEPT else "\ufffd" for c in str(text))
+    return "".join(shown)
+
+
+def line(text: object) -> str:
+    """A text from elsewhere, on one line."""
+    return " ".join(safe(text).split())
 
 
 def status(name: str) -> Text:
@@ -49,13 +62,27 @@ def duration(milliseconds_: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
 
 
+def waits(run: Mapping[str, Any], now_ms: float) -> str:
+    """What a suspended run waits for, and how long at most."""
+    waiting = run.get("waiting") or ()
+    named = ", ".join(line(f"{wait['kind']} {wait['name']}") for wait in waiting)
+    wake = run.get("wake_at")
+    if wake is None:
+        return named
+    left_ms = milliseconds(wake) - now_ms
+    return f"{named}, {duration(left_ms)} left" if left_ms > 0 else f"{named}, due"
+
+
 def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -> Table:
-    """Runs, newest first."""
+    """Runs, newest first; what they wait for, if any does."""
     now_ms = (now or datetime.now(UTC)).timestamp() * 1000
+    some_wait = any(run.get("waiting") for run in runs)
     table = Table(box=SIMPLE_HEAD, header_style="dim", pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("endpoint", overflow="fold", style="bold")
     table.add_column("status", no_wrap=True)
+    if some_wait:
+        table.add_column("waits for", overflow="fold")
     table.add_column("events", justify="right")
     table.add_column("attempts", justify="right")
     table.add_column("took", justify="right", no_wrap=True)
@@ -65,8 +92,9 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -
         attempts = int(run["attempts"])
         table.add_row(
             str(run["id"]),
-            Text(str(run["name"])),
+            Text(line(run["name"])),
             status(run["status"]),
+            *([Text(waits(run, now_ms))] if some_wait else ()),
             f"{run['events']:,}",
             Text(str(attempts), style="yellow" if attempts > 1 else ""),
             duration(milliseconds(run["updated_at"]) - created),
@@ -75,17 +103,64 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -
     return table
 
 
-def run_view(run: Mapping[str, Any], timeline: Timeline) -> RenderableType:
+def dead_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -> Table:
+    """Dead runs, newest first, and what they died of."""
+    now_ms = (now or datetime.now(UTC)).timestamp() * 1000
+    table = Table(box=SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("endpoint", overflow="fold", style="bold")
+    table.add_column("died of", overflow="fold", style="red")
+    table.add_column("entries", justify="right")
+    table.add_column("", justify="right", no_wrap=True, style="dim")
+    for run in runs:
+        ago = max(0.0, now_ms - milliseconds(run["updated_at"]))
+        table.add_row(
+            str(run["id"]), Text(line(run["name"])), Text(line(run["error"] or "")),
+            f"{run['entries']:,}", f"{duration(ago)} ago",
+        )  # fmt: skip
+    return table
+
+
+def approvals_table(asked: Sequence[Mapping[str, Any]], now: datetime | None = None) -> Table:
+    """What persons are asked, the oldest question first."""
+    now_ms = (now or datetime.now(UTC)).timestamp() * 1000
+    table = Table(box=SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("name", overflow="fold", style="bold")
+    table.add_column("summary", overflow="fold")
+    table.add_column("asked", justify="right", no_wrap=True, style="dim")
+    table.add_column("left", justify="right", no_wrap=True)
+    for one in asked:
+        since = max(0.0, now_ms - milliseconds(one["since"]))
+        left = "" if one["until"] is None else duration(milliseconds(one["until"]) - now_ms)
+        table.add_row(
+            str(one["run_id"]), str(one["kind"]), Text(line(one["name"])),
+            Text(safe(one["summary"] or "").strip()), f"{duration(since)} ago", left,
+        )  # fmt: skip
+    return table
+
+
+def run_view(
+    run: Mapping[str, Any], timeline: Timeline, now: datetime | None = None
+) -> RenderableType:
     """One run: its facts, and its steps over time."""
+    now_ms = (now or datetime.now(UTC)).timestamp() * 1000
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column()
     facts.add_row("run", str(run["id"]))
-    facts.add_row("endpoint", Text(str(run["name"]), style="bold"))
+    facts.add_row("endpoint", Text(line(run["name"]), style="bold"))
     facts.add_row("status", status(run["status"]))
+    if run.get("waiting"):
+        facts.add_row("waits for", Text(waits(run, now_ms), style="bold"))
+    if run.get("wake_at"):
+        facts.add_row("wakes", str(run["wake_at"]))
     if run["error"]:
-        facts.add_row("error", Text(str(run["error"]), style="red"))
-    facts.add_row("version", Text(str(run["version"])))
+        facts.add_row("error", Text(safe(run["error"]), style="red"))
+    if run.get("parent"):
+        facts.add_row("parent", str(run["parent"]))
+    facts.add_row("version", Text(line(run["version"])))
     facts.add_row("attempts", str(run["attempts"]))
     facts.add_row("journal", f"{run['entries']:,} entries, {run['events']:,} events")
     began, ended = str(run["created_at"]), str(run["updated_at"])
@@ -130,13 +205,17 @@ def _steps(timeline: Timeline) -> Table:
 
 def _call(span: Span) -> Text:
     """A step's name, and the beginning of its arguments."""
-    args = span.args.removeprefix("[").removesuffix("]")
+    if span.waited:
+        return Text(line(span.name), style="italic")
+    args = line(span.args.removeprefix("[").removesuffix("]"))
     shown = f"({args[:ARGS]}…)" if len(args) > ARGS else f"({args})"
-    return Text.assemble((span.name, "red" if span.failed else "bold"), (shown, "dim"))
+    return Text.assemble((line(span.name), "red" if span.failed else "bold"), (shown, "dim"))
 
 
 def _notes(span: Span) -> Text:
     notes = [f"{span.items} items"] if span.streamed else []
+    if span.waited:
+        notes.append("waits" if span.end_ms is None else "waited")
     if span.restarts:
         notes.append(f"{span.restarts + 1} tries")
     if span.failed:
@@ -147,6 +226,8 @@ def _notes(span: Span) -> Text:
 def _colour(span: Span) -> str:
     if span.failed:
         return "red"
+    if span.waited:
+        return "bright_black"
     if span.end_ms is None:
         return "cyan"
     return "magenta" if span.streamed else "blue"

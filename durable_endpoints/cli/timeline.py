@@ -20,6 +20,7 @@ class Span:
     streamed: bool = False
     failed: bool = False
     restarts: int = 0
+    waited: bool = False  # a timer, or a wait for somebody
 
 
 @dataclass(slots=True)
@@ -41,7 +42,8 @@ def read(entries: Iterable[Mapping[str, Any]]) -> Timeline:
     """Build the timeline of a journal as `GET runs/{id}/journal` returns it.
 
     A step's entry is written when it is over and says how long it took; a stream step has one
-    entry at its beginning, one an item, and one at its end.
+    entry at its beginning, one an item, and one at its end; an effect has one at its beginning,
+    as a wait has, and whatever is tried again one for every failed attempt.
     """
     timeline = Timeline([], [], 0.0)
     spans: dict[str, Span] = {}
@@ -72,6 +74,14 @@ def _take(timeline: Timeline, spans: dict[str, Span], entry: Mapping[str, Any], 
         spans[key].items += 1
     elif kind == "reset" and key in spans:
         spans[key].items, spans[key].restarts = 0, spans[key].restarts + 1
+    elif kind in ("wait", "timer"):
+        spans.setdefault(key, Span(name, args, at, waited=True))
+    elif kind in ("received", "fired") and key in spans:
+        spans[key].end_ms = at
+    elif kind in ("intent", "attempt"):
+        span = spans.setdefault(key, Span(name, args, at))
+        span.args = span.args or args
+        span.restarts += kind == "attempt"
     elif kind in ("step", "step_failed", "stream_end"):
         took_ms = float(entry["took_us"] or 0) / 1000
         span = spans.setdefault(key, Span(name, args, max(0.0, at - took_ms)))

@@ -170,8 +170,32 @@ class DurableClient:
             return str((await self.info(run_id))["status"])
         return str((await self._object(response))["status"])
 
+    async def signal(
+        self, run_id: str, name: str, data: Any = None, *, idempotency_key: str | None = None
+    ) -> str:
+        """Send a run a signal of JSON data; it has it, once, when this returns.
+
+        Returns "taken" by a wait, "kept" for one, or "known": this `idempotency_key` was there
+        before, or an answer was lost on the way.
+
+        Raises: RunNotFound, ConnectionLost; ResponseError if the run does not take it: `problem`
+        ends with already-answered, run-ended or signal-refused.
+        """
+        call = self._run_call(run_id, f"/signals/{quote(name, safe='')}", "POST")
+        call.headers["Idempotency-Key"] = idempotency_key or str(uuid.uuid4())
+        answer = await self._whole(replace(call, json=data), self.backoff())
+        return str((await self._object(answer))["outcome"])
+
+    async def retry(self, run_id: str) -> str:
+        """Have a dead or diverged run go on from where it stopped. Returns its status.
+
+        Raises: RunNotFound, ConnectionLost; ResponseError for a run that is neither.
+        """
+        call = self._run_call(run_id, "/retry", "POST")
+        return str((await self._object(await self._whole(call, self.backoff())))["status"])
+
     async def info(self, run_id: str) -> dict[str, Any]:
-        """Return what the server knows of a run: its status, error, version, counts and times.
+        """Return what the server knows of a run: status, error, waits, version, counts and times.
 
         Raises: RunNotFound, ResponseError, ConnectionLost.
         """

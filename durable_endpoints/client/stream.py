@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -24,6 +25,8 @@ from durable_endpoints.errors import RunCancelled, RunFailed
 
 if TYPE_CHECKING:
     from durable_endpoints.client.http import Call, DurableClient
+
+logger = logging.getLogger("durable_endpoints.client")
 
 # Statuses of a run whose response is whole; "running": only background work is left.
 _WHOLE: Final = frozenset({"completed", "running", "suspended"})
@@ -70,6 +73,8 @@ class RunStream:
     Iteration ends when the response is complete. It raises RunFailed or RunCancelled when the
     run ended otherwise; HistoryDiverged, RunNotFound or ResponseError when the server refuses;
     ConnectionLost when it stays silent. `status` is the run's status, None until it is known.
+    `waiting` is what the run waits for while it is suspended (dicts of `kind`, `name`, `until`),
+    as far as the iteration has come; None while it works.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class RunStream:
     ) -> None:
         self.run_id = run_id
         self.status: str | None = None
+        self.waiting: list[dict[str, Any]] | None = None
         # What rewinds left. Its size is bounded by the server's limit for a run's journal.
         self.events: list[Event] = []
         self._client = client
@@ -99,6 +105,12 @@ class RunStream:
         if self.run_id is None:
             await self._connect()
         return await self._client.cancel(cast("str", self.run_id))
+
+    async def signal(self, name: str, data: Any = None) -> str:
+        """Send the run a signal, see `DurableClient.signal`; connects first if it has no id."""
+        if self.run_id is None:
+            await self._connect()
+        return await self._client.signal(cast("str", self.run_id), name, data)
 
     def __aiter__(self) -> Self:
         return self
@@ -206,6 +218,7 @@ class RunStream:
         offset = self._place(message.id)
         if offset is None:
             return None
+        self.waiting = None
         if message.event == "durable.rewind":
             to = int(json_object(message.data)["to"])
             self.events = [event for event in self.events if event.offset <= to]
@@ -218,10 +231,22 @@ class RunStream:
         if message.event == "durable.done":
             told = json_object(message.data)
             self.status, self._error = str(told["status"]), told.get("error")
+            self.waiting = None
+        elif message.event == "durable.suspended":
+            self._suspended(list(json_object(message.data)["waiting"]))
+        elif message.event == "durable.resumed":
+            self.waiting = None
         elif message.event == "durable.run":
+            self.waiting = None  # a connection that finds the run suspended is told so next
             run_id = json_object(message.data).get("run_id")
             if run_id != self.run_id:
                 raise HistoryDiverged(0, "", f"followed run {self.run_id}, was sent {run_id}")
+
+    def _suspended(self, waiting: list[dict[str, Any]]) -> None:
+        self.waiting = waiting
+        self._backoff.alive()
+        named = ", ".join(f"{wait['kind']} {wait['name']}" for wait in waiting)
+        logger.info("run %s is suspended and waits for: %s", self.run_id, named)
 
     def _place(self, ident: str | None) -> int | None:
         """Return the event's offset, None if it was here before. Offsets are dense (I4).

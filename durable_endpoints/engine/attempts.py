@@ -39,6 +39,7 @@ from durable_endpoints.records import Entry, Kind
 from durable_endpoints.retry import Retry, classify, delay_hint, next_delay
 
 Function = Callable[..., Awaitable[Any]]
+ACTING: ContextVar[bool] = ContextVar("durable_endpoints_acting", default=False)
 KEY: ContextVar[str | None] = ContextVar("durable_endpoints_idempotency_key", default=None)
 # One attempt and no more: how a step without a policy behaves.
 _ONCE: Final = Retry(attempts=1)
@@ -47,6 +48,12 @@ _ONCE: Final = Retry(attempts=1)
 def key_of(run_id: str, ident: str, name: str) -> str:
     """Return the idempotency key of a call: the same for every attempt, node and restart (I3)."""
     return sha256(f"{run_id}/{ident}/{name}".encode()).hexdigest()[:40]
+
+
+def inside_plain_step() -> bool:
+    """Say whether the caller is in a step that is no effect: it may run again after a crash."""
+    scope = SCOPE.get()
+    return scope is not None and scope.inert and not ACTING.get()
 
 
 class Call:
@@ -199,6 +206,8 @@ class Call:
             await run.durable(seq)
         finally:
             life.working -= 1
+        if not run.log.host.may_act():
+            run.fence("the lease of this node is over")
         self.scope.check_life()
 
     async def _resolve(self) -> tuple[bool, Any]:
@@ -229,6 +238,7 @@ class Call:
             replay.working += 1
         life = self.scope.begin_work()
         token = SCOPE.set(self.scope.inside_step())
+        acting = ACTING.set(spec.effect)
         named = KEY.set(key_of(run.id, self.ident, spec.name))
         try:
             work = self.function(*self.args, **self.kwargs)
@@ -240,6 +250,7 @@ class Call:
             raise
         finally:
             KEY.reset(named)
+            ACTING.reset(acting)
             SCOPE.reset(token)
             life.working -= 1
             if replay is not None:

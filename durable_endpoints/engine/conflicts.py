@@ -91,4 +91,6 @@ class Conflicts:
                 live.waits.turn_came()
             elif row.status == "suspended" and self._engine.waking.take is not None:
                 await self._engine.waking.take([row])
+            elif live is None and self._engine.remote is not None:
+                self._engine.remote.turn_came(row.run_id)
             return

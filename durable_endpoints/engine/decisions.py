@@ -53,6 +53,8 @@ async def begin(
     run = scope.run
     call = claim(run, ident, wanted.label, 0)
     if call is not None and call.deliveries:
+        if early and run.replay is not None:  # what is answered early is not waited for
+            run.replay.take(call.deliveries[0])
         return call.deliveries[0]
     key = f"{ident} {wanted.label}".encode()
     if not early or call is None:
@@ -60,7 +62,7 @@ async def begin(
     until_ms = wanted.until_ms
     wait = Wait(
         ident, key, wanted.kind, wanted.name, until_ms, wanted.once, wanted.check,
-        match=wanted.match,
+        match=wanted.match, early=early,
     )  # fmt: skip
     if call is None:
         fields: dict[str, Any] = {
@@ -93,7 +95,7 @@ async def finish(scope: Scope, begun: Wait | Delivery) -> tuple[Kind, bytes]:
     """Wait for the answer; see `durably`."""
     run = scope.run
     if isinstance(begun, Delivery):
-        if run.replay is not None:
+        if run.replay is not None and not begun.done:
             await run.replay.turn(begun)
         return begun.entry.kind, begun.entry.payload
     await _settle(run, begun.ident, begun.key)

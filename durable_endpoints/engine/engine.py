@@ -16,6 +16,7 @@ from durable_endpoints.engine.conflicts import Conflicts
 from durable_endpoints.engine.keys import Keys
 from durable_endpoints.engine.log import Log, leave
 from durable_endpoints.engine.reader import read_journal, restore
+from durable_endpoints.engine.remote import Remote
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
 from durable_endpoints.engine.wait import LISTED, Receipt, Signal, encode_data
@@ -63,6 +64,8 @@ class Engine:
         self._idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self.waking = Waking(self, suspend_grace_s)
         self.conflicts = Conflicts(self)
+        self.remote: Remote | None = None  # the other nodes, on a store that has some
+        self.orphans = asyncio.Event()  # runs may have been left by another node
         self._on_failure = on_failure
         self.keys = Keys(store)
         self._claiming: set[str] = set()
@@ -109,6 +112,9 @@ class Engine:
         self._log = self._open_log(asyncio.get_running_loop())
         self.draining = self.leaving = False
         self._drained = None
+        if self.store.nodes is not None:
+            self.remote = Remote(self, self.store.nodes)
+            self.remote.start()
 
     # --- runs
 
@@ -146,6 +152,13 @@ class Engine:
             raise Overloaded("the server is being stopped; try again shortly")
         if len(self.runs) >= RUNS_LIVE_MAX:
             raise Overloaded(f"{RUNS_LIVE_MAX:,} runs are at work; try again shortly")
+        if self.away is not None:
+            raise Overloaded(f"{self.away}; try again shortly")
+
+    @property
+    def away(self) -> str | None:
+        """Why nothing can be made durable for now; None while all is well."""
+        return self.remote.nodes.away if self.remote is not None else None
 
     def forget(self, run: LiveRun) -> None:
         """Drive a run no longer; whoever still reads it keeps it, and finds it when it goes on."""
@@ -153,8 +166,14 @@ class Engine:
             self._loads[run.id] = True
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
-            if not run.ended:
-                self._idle[run.id] = run
+            if not run.ended and run.gone is None:
+                self._keep_idle(run)
+
+    def _keep_idle(self, run: LiveRun) -> None:
+        """Keep a run for its readers, for as long as there are any."""
+        self._idle[run.id] = run
+        if self.remote is not None:
+            self.remote.watch(run)
 
     async def claim(self, run_ids: Sequence[str], *, dead: bool = False) -> list[LiveRun]:
         """Take charge of unfinished runs that nobody here drives; see `Store.claim`."""
@@ -170,7 +189,7 @@ class Engine:
         if record.run_id in self._loads:
             self._loads[record.run_id] = True
         run = self._idle.pop(record.run_id, None)
-        if run is None:
+        if run is None or run.gone is not None:
             run = LiveRun(self.log, record, opening=False)
         run.take_over(record)
         run.strict = self.strict
@@ -182,7 +201,7 @@ class Engine:
 
         Raises: RunNotFound if there is none or it is another principal's (I18); RunDeleted.
         """
-        run = self.runs.get(run_id) or self._idle.get(run_id)
+        run = self._known(run_id)
         if run is not None and run.log.loop is not asyncio.get_running_loop():
             run = None
         if run is None and RUN_ID.fullmatch(run_id):
@@ -197,6 +216,13 @@ class Engine:
             raise RunNotFound(run_id)
         return run
 
+    def _known(self, run_id: str) -> LiveRun | None:
+        """Return a run in memory, unless it was fenced: then it goes on elsewhere."""
+        for run in (self.runs.get(run_id), self._idle.get(run_id)):
+            if run is not None and (run.gone is None or self.leaving):
+                return run
+        return None
+
     async def _load(self, run_id: str, principal: str | None) -> LiveRun:
         while True:
             self._loads[run_id] = False  # true once it has changed hands meanwhile
@@ -208,19 +234,17 @@ class Engine:
             run = LiveRun(self.log, record, opening=False)
             try:
                 entries = await read_journal(self.store, run_id)
-                if entries and entries[-1].seq > record.last_seq:
-                    continue  # a commit came in between
-                restore(run, entries)
+                restore(run, entries[: record.last_seq + 1])  # a commit may have come in between
             except Corrupt as error:
                 run.error = str(error)
                 run.fenced, run.damaged = f"damaged: {error}", True
             if not self._loads.pop(run_id, True):
                 break
-        known = self.runs.get(run_id) or self._idle.get(run_id)
+        known = self._known(run_id)
         if known is not None:  # somebody was faster
             return known
         if not run.ended and run.fenced is None:
-            self._idle[run_id] = run
+            self._keep_idle(run)
         if record.status == "completed":
             run.body_end_seq = max(run.body_end_seq, 0)
         return run
@@ -285,7 +309,7 @@ class Engine:
         """Yield running runs of which nobody here has charge."""
         before = None
         while True:
-            page = Query(statuses=("running",), before=before, limit=LIST_ROWS_MAX)
+            page = Query(("running",), before=before, limit=LIST_ROWS_MAX, unowned=True)
             rows = await self.store.list(page)
             for record in rows:
                 if record.run_id not in self.runs:
@@ -352,4 +376,5 @@ class Engine:
         self._log = None
         self._logs.clear()
         self.runs.clear()
+        self.remote = None
         await self.store.close()

@@ -42,6 +42,10 @@ class Host(Protocol):
         """Say whether somebody needs the run in memory."""
         ...
 
+    def may_act(self) -> bool:
+        """Say whether this node may begin what a crash cannot undo (I3)."""
+        ...
+
     def rested(self, run: LiveRun) -> None:
         """Note that a run is durably suspended."""
         ...

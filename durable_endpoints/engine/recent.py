@@ -39,10 +39,15 @@ class Recent:
         first = events[0].offset
         return events[offset - first : until - first]
 
-    def forget_from(self, offset: int) -> None:
-        """Drop the events from `offset` on: they were never made durable."""
+    def end_at(self, offset: int) -> None:
+        """Drop the events from `offset` on: they were never made durable.
+
+        Drop all if some before it are missing: another node has added them.
+        """
         while self.events and self.events[-1].offset >= offset:
             self._bytes -= len(self.events.pop().payload)
+        if self.events and self.events[-1].offset + 1 < offset:
+            self.events, self._bytes = [], 0
 
     def trim(self, durable: int) -> None:
         """Drop old events, when there are many; those from offset `durable` on stay."""

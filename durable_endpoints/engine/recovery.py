@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import orjson
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Corrupt, Fenced
+from durable_endpoints.errors import Corrupt, Fenced, StoreAway
 from durable_endpoints.journal import Journal
 from durable_endpoints.limits import (
     RECOVERIES_MAX,
@@ -21,6 +22,7 @@ from durable_endpoints.limits import (
     RECOVERY_BACKOFF_S,
     RECOVERY_PATIENCE_S,
     RECOVERY_SUSPECT_S,
+    RUNS_LIVE_MAX,
     SWEEP_INTERVAL_S,
 )
 from durable_endpoints.records import Entry, Kind, RunRecord
@@ -60,9 +62,14 @@ class Recovery:
             try:
                 self.engine.check_store()
                 await self.sweep()
+            except StoreAway as error:
+                logger.warning("the sweep for unfinished runs waits: %s", error)
             except Exception:
                 logger.exception("the sweep for unfinished runs failed; it goes on")
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_INTERVAL_S):
+                    await self.engine.orphans.wait()
+            self.engine.orphans.clear()
 
     async def sweep(self) -> None:
         """Take charge of every running run that nobody here drives; of suspects last, one by one.
@@ -101,7 +108,9 @@ class Recovery:
         engine = self.engine
         if engine.leaving:
             return
-        ids = [record.run_id for record in records if record.run_id not in engine.runs]
+        # No more than there is room for: other nodes may have some.
+        room = max(0, RUNS_LIVE_MAX - len(engine.runs))
+        ids = [record.run_id for record in records if record.run_id not in engine.runs][:room]
         driving = []
         for run in await engine.claim(ids):
             task = self.drive(run)

@@ -154,7 +154,7 @@ class LiveRun:
         self.cancelling, self.told = False, 0
         self.given_up, self._waits, self.undo, self.patches, self.children = None, None, [], {}, {}
         self.wake()
-        self.recent.forget_from(self.offset)
+        self.recent.end_at(self.offset)
 
     def rehash(self, crc: int) -> None:
         """Set the rolling hash of the events so far."""

@@ -57,6 +57,8 @@ async def _cancel_live(run: LiveRun) -> None:
 async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
     claimed = await engine.claim([run.id], dead=True)
     if not claimed:
+        if engine.remote is not None and await engine.remote.cancel(run):
+            return True
         record = await engine.store.get(run.id)
         return record is None or record.status in TERMINAL
     parked = claimed[0]

@@ -29,6 +29,7 @@ class Wait:
     check: Callable[[bytes], object] | None = None  # of a signal's data; raises
     fires: bool = True  # its time is an entry of its own
     match: str | None = None
+    early: bool = False  # opened before the handler waits for it: it keeps no turn
     future: asyncio.Future[tuple[Kind, bytes]] = field(init=False)
     ticket: Ticket | None = None
 

@@ -193,7 +193,7 @@ class Waits:
         self.open.pop(wait.ident, None)
         self._unlist(wait.ident)
         if not wait.future.done():
-            if self._run.pace.shared and wait.fires:
+            if self._run.pace.shared and wait.fires and not wait.early:
                 wait.ticket = self._run.pace.ticket()
             wait.future.set_result((kind, payload))
 

@@ -33,6 +33,10 @@ _SETS_MAX: Final = 8
 Take = Callable[[Sequence[RunRecord]], Awaitable[None]]
 
 
+class _Elsewhere(Exception):
+    """Another node drives the run, or is about to."""
+
+
 class Waking:
     """What runs ask of the engine while they wait, and who brings them back."""
 
@@ -56,6 +60,11 @@ class Waking:
         """Say whether somebody needs the run in memory."""
         return self._held[run.id] > 0 if self._held else False
 
+    def may_act(self) -> bool:
+        """Say whether this node may begin what a crash cannot undo (I3)."""
+        remote = self._engine.remote
+        return remote is None or remote.nodes.holds_lease
+
     def rested(self, run: LiveRun) -> None:
         """Note that a run is durably suspended."""
         self._engine.forget(run)
@@ -75,6 +84,8 @@ class Waking:
         parent = self._engine.runs.get(child.record.parent or "")
         if parent is None:
             self.hint()
+            if self._engine.remote is not None and child.record.parent is not None:
+                self._engine.remote.child_ended(child.record.parent, child.id)
         else:
             self._held[parent.id] += 1
             self._engine.spawn(self._tell(parent, child.id))
@@ -242,10 +253,7 @@ class Waking:
         Raises: RunEnded, AlreadyAnswered, SignalRefused, Overloaded, RunNotFound.
         """
         try:
-            async with self.held(run) as live:
-                receipt = live.waits.receive(signal)
-                await live.durable(receipt.seq)
-                return receipt
+            return await self._give(run, signal)
         except RunEnded:
             past = Waits(run)
             past.restore(await read_journal(self._engine.store, run.id))
@@ -253,6 +261,21 @@ class Waking:
             if known is None:
                 raise
             return known
+
+    async def _give(self, run: LiveRun, signal: Signal) -> Receipt:
+        remote = self._engine.remote
+        while True:
+            if remote is not None and run.id not in self._engine.runs:
+                receipt = await remote.signal(run, signal)
+                if receipt is not None:
+                    return receipt
+            try:
+                async with self.held(run) as live:
+                    receipt = live.waits.receive(signal)
+                    await live.durable(receipt.seq)
+                    return receipt
+            except _Elsewhere:
+                await asyncio.sleep(0.01)
 
     @asynccontextmanager
     async def held(self, run: LiveRun) -> AsyncIterator[LiveRun]:
@@ -287,6 +310,8 @@ class Waking:
                 raise RunNotFound(run.id)
             if record.status not in ("running", "suspended"):
                 raise RunEnded(run.id, record.status)
+            if engine.remote is not None and record.status == "running" and live is None:
+                raise _Elsewhere
             if loop.time() > until_s or self.take is None or engine.leaving:
                 raise Overloaded("the run is being taken up again; try again shortly")
             if record.status == "suspended" and live is None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.states import ENDED, move
+from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
 from durable_endpoints.stores.waits import fields_of, match_of
 
@@ -20,6 +21,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.failed: str | None = None
+        self.nodes: Nodes | None = None
         self._runs: dict[str, RunRecord] = {}
         self._frames: dict[str, list[StoredFrame]] = {}
         self._waits: dict[str, dict[str, WaitRecord]] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
+from durable_endpoints.stores.nodes import Nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Store(Protocol):
     """
 
     failed: str | None  # why nothing can be written any more
+
+    @property
+    def nodes(self) -> Nodes | None:
+        """The other nodes, on a store that has some, once it is open."""
+        ...
 
     async def open(self) -> None:
         """Check the settings, take the ownership, make what a crash left durable (I10).

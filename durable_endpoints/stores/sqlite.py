@@ -20,6 +20,7 @@ from durable_endpoints import limits
 from durable_endpoints.errors import StoreError, StoreFailed, StoreRefused
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.stores import statements, waits
+from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.ownership import Ownership
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
 
@@ -49,6 +50,7 @@ class SQLiteStore:
         self._lock_wait_s = lock_wait_s
         self._pid = os.getpid()
         self.failed: str | None = None
+        self.nodes: Nodes | None = None
         self._writer: _Connection | None = None
         self._reader: _Connection | None = None
         self._next_no = 1

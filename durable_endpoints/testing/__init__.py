@@ -1,5 +1,6 @@
-"""For tests of durable endpoints: readers that keep transcripts, and what transcripts must obey."""
+"""For tests of durable endpoints: a clock that skips days, readers that keep transcripts."""
 
+from durable_endpoints.testing.clock import TestClock
 from durable_endpoints.testing.reader import Reader, Request
 from durable_endpoints.testing.sse import Block, Decoder
 from durable_endpoints.testing.transcript import Seen, Transcript, Violation, compare
@@ -10,6 +11,7 @@ __all__ = [
     "Reader",
     "Request",
     "Seen",
+    "TestClock",
     "Transcript",
     "Violation",
     "compare",

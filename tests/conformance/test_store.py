@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-from durable_endpoints.records import Frame, RunRecord, Status
-from durable_endpoints.stores.memory import MemoryStore
+from durable_endpoints.records import Status
 from durable_endpoints.stores.protocol import Query, Store
-from durable_endpoints.stores.sqlite import SQLiteStore
-
-Scenario = Callable[[Store], Awaitable[None]]
+from tests.conformance.made import Check, frame, record
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], None]:
-    def run(scenario: Scenario) -> None:
-        async def main() -> None:
-            store: Store = (
-                MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "d.db")
-            )
-            await store.open()
-            try:
-                await scenario(store)
-            finally:
-                await store.close()
-
-        asyncio.run(main())
-
-    return run
-
-
-def record(run_id: str = "r1", **more: Any) -> RunRecord:
-    return RunRecord(run_id, "POST /chat", "running", 1, 1, **more)
-
-
-def frame(
-    run_id: str = "r1", first: int = 0, count: int = 1, *, offset: int = 0, events: int = 0,
-    epoch: int = 1, status: Status = "running", opening: RunRecord | None = None,
-    data: bytes = b"x",
-) -> Frame:  # fmt: skip
-    return Frame(run_id, epoch, first, count, offset, events, 7, data, 2, status, opening)
-
-
-def test_frames_come_back_in_order_from_any_place(check: Callable[[Scenario], None]) -> None:
+def test_frames_come_back_in_order_from_any_place(check: Check) -> None:
     async def scenario(store: Store) -> None:
         assert not await store.append([frame(count=2, opening=record(), events=1, data=b"a")])
         assert not await store.append([frame(first=2, offset=1, events=3, data=b"b")])
@@ -66,9 +26,7 @@ def test_frames_come_back_in_order_from_any_place(check: Callable[[Scenario], No
     check(scenario)
 
 
-def test_i6_epoch_and_last_seq_are_checked_where_it_inserts(
-    check: Callable[[Scenario], None],
-) -> None:
+def test_i6_epoch_and_last_seq_are_checked_where_it_inserts(check: Check) -> None:
     async def scenario(store: Store) -> None:
         await store.append([frame(opening=record()), frame("r2", opening=record("r2"))])
         (taken,) = await store.claim(["r1"], 5)
@@ -84,9 +42,7 @@ def test_i6_epoch_and_last_seq_are_checked_where_it_inserts(
     check(scenario)
 
 
-def test_i17_attempts_count_at_the_claim_and_progress_forgives(
-    check: Callable[[Scenario], None],
-) -> None:
+def test_i17_attempts_count_at_the_claim_and_progress_forgives(check: Check) -> None:
     async def scenario(store: Store) -> None:
         await store.append([frame(opening=record())])
         for expected in (1, 2, 3):
@@ -104,9 +60,7 @@ def test_i17_attempts_count_at_the_claim_and_progress_forgives(
     check(scenario)
 
 
-def test_i7_a_key_finds_its_run_of_the_same_principal_and_route(
-    check: Callable[[Scenario], None],
-) -> None:
+def test_i7_a_key_finds_its_run_of_the_same_principal_and_route(check: Check) -> None:
     async def scenario(store: Store) -> None:
         mine = record(principal="ann", idempotency_key="k", fingerprint="f")
         await store.append([frame(opening=mine)])
@@ -119,7 +73,7 @@ def test_i7_a_key_finds_its_run_of_the_same_principal_and_route(
     check(scenario)
 
 
-def test_lists_are_newest_first_and_filtered(check: Callable[[Scenario], None]) -> None:
+def test_lists_are_newest_first_and_filtered(check: Check) -> None:
     async def scenario(store: Store) -> None:
         for number in range(5):
             run_id = f"r{number}"
@@ -134,9 +88,7 @@ def test_lists_are_newest_first_and_filtered(check: Callable[[Scenario], None]) 
     check(scenario)
 
 
-def test_i21_a_deleted_run_is_gone_and_known_as_deleted(
-    check: Callable[[Scenario], None],
-) -> None:
+def test_i21_a_deleted_run_is_gone_and_known_as_deleted(check: Check) -> None:
     async def scenario(store: Store) -> None:
         await store.append([frame(opening=record(principal="ann"), data=b"secret")])
         assert await store.delete("r1")

@@ -14,7 +14,7 @@ from durable_endpoints.engine.recovery import Recovery
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
-from tests.engine.worlds import World
+from tests.engine.worlds import PATIENCE_S, World
 
 
 class HoppingStore(MemoryStore):
@@ -87,19 +87,44 @@ class HoppingStore(MemoryStore):
         return found
 
 
+class Mortal:
+    """One process's hands on a store: when they are dead, nothing comes of its calls any more."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.dead = False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if not callable(found):
+            return found
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self.dead:
+                await asyncio.get_running_loop().create_future()
+            result = await found(*args, **kwargs)
+            if self.dead:  # done, and nobody heard of it
+                await asyncio.get_running_loop().create_future()
+            return result
+
+        return call
+
+
 class HoppingWorld(World):
     """A world whose engines have a grace and a clock of ours."""
 
     def __init__(
         self, store: MemoryStore | None = None, *, grace_s: float = 0, clock: Clock | None = None
     ) -> None:
-        super().__init__(store or HoppingStore())
+        self.hands = Mortal(store or HoppingStore())
+        super().__init__(store or self.hands._store)
         self.grace_s = grace_s
         self.clock = clock
 
     async def boot(self) -> None:
+        self.hands = Mortal(self.hands._store)
         engine = self.engine = Engine(
-            self.store, on_failure=self.failures_append, suspend_grace_s=self.grace_s,
+            self.hands, on_failure=self.failures_append, suspend_grace_s=self.grace_s,
             clock=self.clock,
         )  # fmt: skip
         engine.drivers[functions.KIND] = lambda run, started, journal: functions.recover(
@@ -108,6 +133,21 @@ class HoppingWorld(World):
         await engine.open()
         self.recovery = Recovery(engine)
         self.recovery.start()
+
+    async def crash(self) -> None:
+        """End the process here: what is on its way to the store may get there, and no more."""
+        engine = self.engine
+        self.hands.dead = engine.leaving = True
+        tasks = {run.task for run in engine.runs.values() if run.task is not None} | engine.tasks
+        if engine.log._writing is not None:
+            tasks.add(engine.log._writing)
+        for run in list(engine.runs.values()):
+            run.fence("the process is gone")
+        for task in tasks:
+            task.cancel()
+        waiting = [task for task in tasks if task is not asyncio.current_task()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=PATIENCE_S)
 
 
 def play(
@@ -122,7 +162,8 @@ def play(
         try:
             await scenario(one)
         finally:
-            await one.engine.close()
+            if not one.hands.dead:
+                await one.engine.close()
         assert not one.failures
 
     asyncio.run(main())

@@ -44,3 +44,19 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     for server in started:
         if server.running:
             server.kill()
+
+
+@pytest.fixture
+def serve_waiting(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start a server of the test's own with the app of runs that wait."""
+    started: list[Server] = []
+
+    def start(options: tuple[str, ...] = (), **env: str) -> Server:
+        server = Server("tests.apps.waiting:app", tmp_path, env=env, options=options)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        if server.running:
+            server.kill()

@@ -1,0 +1,2 @@
+-- Remove a message. $1 run id, $2 ident.
+delete from inbox where run_id = $1::text and ident = $2::text
