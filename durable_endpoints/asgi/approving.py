@@ -120,6 +120,9 @@ class Approving:
         try:
             await host.engine.signal(run, name, decision, by=by, kinds=_LINKED, ident=link.wait)
         except SignalRefused as error:
+            record = await host.engine.store.get(link.run_id) or record
+            if record.status not in ("running", "suspended"):
+                raise RunEnded(link.run_id, record.status) from error
             raise Problem(409, "not-waiting", str(error)) from error
         if _is_browser(request):
             return _page(approval_page.decided(decision))
