@@ -148,6 +148,7 @@ class Log:
                 await asyncio.wait([self._writing])
             else:
                 await asyncio.sleep(0)
+        await asyncio.sleep(0)  # also with nothing to do: a caller may loop over it
 
     def _start(self) -> None:
         self._flush = None

@@ -22,6 +22,7 @@ T = TypeVar("T")
 _ITEM = Kind.ITEM
 CLOSED = b"closed"  # payload of the end of a stream that its consumer left early
 TRUNCATED = b"truncated"
+LAST = b"last"  # of the end that was recorded with the item before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,11 @@ async def run_stream(
     call = claim(run, ident, spec.name, check)
     items: list[Any] = []
     if call is not None:
+        ended = call.ended
         async with aclosing(_recorded(scope, spec, call, items)) as recorded:
             async for item in recorded:
                 yield item
-        if call.ended:
+        if ended:
             return
         await settle(run)
         _interrupted(run, spec, call.policy or spec.on_interrupt, key, items)
@@ -114,6 +116,7 @@ async def _live(
     run, life = scope.run, scope.life
     inside = scope.inside_step()
     began_s = run.log.clock.monotonic_s()
+    last = False
     await attempts.begin()
     scope.begin_work()
     try:
@@ -134,7 +137,7 @@ async def _live(
             if last:
                 return
     except GeneratorExit:
-        live = run.fenced is None and not life.over
+        live = run.fenced is None and not life.over and not last
         if live and not run.over and not run.cancelling:
             run.append(Kind.STREAM_END, key, CLOSED)
         raise
@@ -162,7 +165,7 @@ async def _record(scope: Scope, spec: StepSpec, key: bytes, item: Any, *, last: 
         scope.check_life()
     seq = run.append(_ITEM, key, data)
     if last:
-        run.append(Kind.STREAM_END, key)
+        run.append(Kind.STREAM_END, key, LAST)
     if run.strict or run.pace.shared:
         await deliver(run, seq)
     return value
@@ -191,7 +194,7 @@ async def _failed(
 def _take_close(run: LiveRun, call: Recorded, index: int) -> None:
     """Take the recorded close together with the item after which the consumer left."""
     last = call.deliveries[-1]
-    leaves = last.entry.kind == Kind.STREAM_END and last.entry.payload == CLOSED
+    leaves = last.entry.kind == Kind.STREAM_END and last.entry.payload in (CLOSED, LAST)
     if leaves and len(call.deliveries) > 1 and call.deliveries[-2].index == index:
         call.deliveries.pop()
         if run.replay is not None:

@@ -22,6 +22,7 @@ from durable_endpoints import (
     step,
     wait_for_signal,
 )
+from durable_endpoints.engine.streams import Last
 from durable_endpoints.records import Kind
 from tests.engine.test_waits import until_status
 from tests.engine.worlds import PATIENCE_S, World, play, world
@@ -523,3 +524,42 @@ def test_a_fork_shares_the_past_and_makes_its_own_future() -> None:
             await run.fork(99)
 
     play(scenario)
+
+
+@pytest.mark.parametrize("leaves", ["closes", "drops", "stays"])
+def test_the_last_item_and_the_end_are_recorded_as_one(leaves: str) -> None:
+    gate = asyncio.Event()
+
+    @step
+    async def tokens() -> Any:
+        yield "a"
+        yield Last("b")
+        raise AssertionError("nobody asks for more")
+
+    @durable
+    async def handler() -> list[Any]:
+        found: list[Any] = []
+        stream = tokens()
+        async for token in stream:
+            found.append(token)
+            if len(found) == 2 and leaves != "stays":
+                break
+        if leaves == "closes":
+            await stream.aclose()
+        found.append(await step.run("after", lambda: note("after")))
+        await gate.wait()
+        return found
+
+    async def main() -> None:
+        async with world() as one:
+            run = await one.start(handler)
+            async with asyncio.timeout(PATIENCE_S):
+                while "after" not in calls:
+                    await asyncio.sleep(0.001)
+            await one.engine.log.flush()
+            await one.crash()
+            gate.set()
+            await one.boot()
+            assert await (await one.ended(run.id)).result() == ["a", "b", 1]
+
+    asyncio.run(main())

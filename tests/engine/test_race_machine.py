@@ -37,7 +37,7 @@ EXAMPLES = int(os.environ.get("RACES", "40"))
 REFUSALS = (RunEnded, AlreadyAnswered, SignalRefused, Overloaded)
 recovery.RECOVERY_BACKOFF_S = (0.0,) * 6  # type: ignore[misc]
 _ROUNDS = 60
-_PATIENCE_S = 0.5
+_PROMPT_S = 5.0
 ANSWERS: dict[str, Any] = {
     "approval": {"approved": True}, "decision": {"action": "retry"}, "signal": 0,
 }  # fmt: skip
@@ -143,7 +143,14 @@ class Races(RuleBasedStateMachine):
         data = ANSWERS[kind] if kind != "signal" else int(ident[1:])
         try:
             run = await self.one.run_of(run_id)
-            await run.signal(name, data, signal_id=ident)
+            async with asyncio.timeout(_PROMPT_S):
+                await run.signal(name, data, signal_id=ident)
+        except TimeoutError:
+            live = self.one.engine.runs.get(run_id)
+            waits = live and (live.waits.expected, live.waits.open, live.caught_up, live.replay)
+            for entry in await self.one.entries(run_id):
+                note(f"{entry.seq} {entry.kind.name} {entry.key} {entry.payload[:200]!r}")
+            raise AssertionError(f"a signal to {run_id} was held up: {waits}") from None
         except REFUSALS:
             if ident not in sent.accepted:
                 sent.refused.add(ident)
