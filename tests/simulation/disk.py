@@ -96,6 +96,7 @@ class SimStore:
 
     def __init__(self, disk: Disk, process: Process) -> None:
         self.failed: str | None = None
+        self.nodes = None
         self._disk = disk
         self._process = process
         self._free_at = {True: 0.0, False: 0.0}  # when the writing, the reading thread is idle
