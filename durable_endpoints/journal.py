@@ -51,6 +51,7 @@ class Recorded:
     attempts: list[Entry] = field(default_factory=list)  # that failed, and will be followed
     intents: list[int] = field(default_factory=list)  # seqs: an effect may have begun
     claimed: bool = False
+    args: bytes = b""
 
     @property
     def ended(self) -> bool:
@@ -122,13 +123,13 @@ class Journal:
         ident, _, name = entry.key.partition(" ")
         call = self.calls.get(ident)
         if call is None:
-            call = self.calls[ident] = Recorded(ident, name, entry.check)
+            call = self.calls[ident] = Recorded(ident, name, entry.check, args=entry.args)
         return call
 
     # --- calls
 
-    def claim(self, ident: str, name: str, check: int) -> Recorded | None:
-        """Return what is recorded of a call; None if it is new.
+    def claim(self, ident: str, name: str, check: int, args: bytes = b"") -> Recorded | None:
+        """Return what is recorded of a call; None if it is new. `args` is for the message.
 
         Raises: Diverged if the journal holds another call in its place.
         """
@@ -140,10 +141,10 @@ class Journal:
                 f"call {ident}: the journal holds {call.name!r}, the code now calls {name!r}"
             )
         if check and call.check and check != call.check:
-            raise Diverged(
-                f"call {ident} {name!r}: its arguments are not those recorded "
-                f"(hash {check:08x}, recorded {call.check:08x})"
-            )
+            shown = f"(hash {check:08x}, recorded {call.check:08x})"
+            if args and call.args:
+                shown = f"{_text(call.args)}, they now are {_text(args)}"
+            raise Diverged(f"call {ident} {name!r}: its arguments are not those recorded: {shown}")
         call.claimed = True
         return call
 
@@ -292,3 +293,8 @@ def _header(headers: Sequence[Sequence[str]], name: str) -> str:
 def _shown(data: bytes) -> str:
     cut = data[:_SHOWN]
     return repr(cut) + ("…" if len(data) > len(cut) else "")
+
+
+def _text(data: bytes) -> str:
+    text = data.decode(errors="replace")
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

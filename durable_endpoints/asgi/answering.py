@@ -134,7 +134,7 @@ class Answering:
         host = self._host
         run = await host.observe(request.scope, request.path_params["run_id"])
         asked = await json_of(request)
-        if not isinstance(asked, dict) or not isinstance(asked.get("from_step"), int):
+        if not isinstance(asked, dict) or type(asked.get("from_step")) is not int:
             raise Problem(422, "no-step", 'send {"from_step": …}, the seq of a journal entry')
         edits, text = asked.get("results") or {}, asked.get("input")
         if not isinstance(edits, dict) or not isinstance(text, str | None):
@@ -147,7 +147,8 @@ class Answering:
             )
         except ValueError as error:
             raise Problem(422, "no-step", str(error)) from error
-        location = f"{host.prefix_of(request.scope)}/runs/{forked.id}"
+        prefix = request.scope.get("durable.prefix", host.options.prefix)
+        location = f"{prefix}/runs/{forked.id}"
         return json({"id": forked.id}, 202, location=location)
 
     async def retry_many(self, request: Request) -> Response:

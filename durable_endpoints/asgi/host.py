@@ -21,7 +21,7 @@ from durable_endpoints.asgi.problems import Problem, not_found
 from durable_endpoints.asgi.replayed import ReplayedExchange
 from durable_endpoints.asgi.request import KIND, header, rebuild
 from durable_endpoints.asgi.signing import Signing
-from durable_endpoints.asgi.tail import quiet_aborts
+from durable_endpoints.asgi.tail import hide_links, quiet_aborts
 from durable_endpoints.engine import functions
 from durable_endpoints.engine.endpoints import EndpointSpec
 from durable_endpoints.engine.engine import Engine
@@ -120,6 +120,7 @@ class Host:
                     raise
                 watch(self.engine)
                 logging.getLogger("uvicorn.error").addFilter(quiet_aborts)
+                logging.getLogger("uvicorn.access").addFilter(hide_links)
 
     def start_recovery(self) -> None:
         """Go on with what an earlier process left."""
@@ -188,9 +189,13 @@ class Host:
         try:
             return await self.engine.observe(run_id, await self.principal_of(scope))
         except RunNotFound as error:
-            if type(error) is RunNotFound:
-                raise not_found() from None
-            raise
+            if type(error) is not RunNotFound:
+                raise
+        if self.options.operator is not None and await self.is_operator(scope):
+            record = await self.engine.store.get(run_id)
+            if record is not None:
+                return await self.engine.observe(run_id, record.principal)
+        raise not_found()
 
     def pattern_of(self, path: str) -> EndpointSpec | None:
         """Return the path pattern that makes an unchanged route durable."""

@@ -80,6 +80,11 @@ class DurableMiddleware:
         self._host = Host(app, self.engine, options)
         self._control = ControlRoutes(self._host, console_auth)
 
+    @property
+    def host(self) -> Host:
+        """What its requests share."""
+        return self._host
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "lifespan":

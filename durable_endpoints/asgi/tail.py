@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -32,6 +33,7 @@ _SSE_HEADERS: Final = (
 # Not for the wire: a stream's length changes with the ids, connection headers are the server's.
 # Looking a member up costs more than everything else that is done with it here.
 _HEAD, _CHUNK = Kind.HEAD, Kind.CHUNK
+_LINK: Final = re.compile(r"(/approvals/.{8})[^/\s?]+")
 _LINGER_S: Final = 0.05
 _DROPPED: Final = frozenset({b"content-length", b"connection", b"keep-alive"})
 
@@ -49,6 +51,15 @@ def own_headers(run_id: str, prefix: str) -> tuple[tuple[bytes, bytes], ...]:
 def quiet_aborts(record: logging.LogRecord) -> bool:
     """Keep a server's log free of tracebacks for connections that are cut on purpose."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamAborted))
+
+
+def hide_links(record: logging.LogRecord) -> bool:
+    """Keep approval links out of a server's access log: who has one can decide."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            _LINK.sub(r"\1…", value) if isinstance(value, str) else value for value in record.args
+        )
+    return True
 
 
 class Tail:

@@ -102,7 +102,11 @@ class Server:
 
     def dead(self, name: str | None) -> Iterator[dict[str, Any]]:
         """Yield all dead runs, of one endpoint if named, newest first."""
-        query: dict[str, Any] = {"status": "dead", "limit": PAGE}
+        return self.every("dead", name)
+
+    def every(self, status: str, name: str | None) -> Iterator[dict[str, Any]]:
+        """Yield all runs of a status, of one endpoint if named, newest first."""
+        query: dict[str, Any] = {"status": status, "limit": PAGE}
         if name is not None:
             query["name"] = name
         while True:
@@ -111,6 +115,23 @@ class Server:
             if page["next"] is None:
                 return
             query["before"] = page["next"]
+
+    def fork(self, run_id: str, from_step: int, text: str | None, results: dict[str, Any]) -> str:
+        """Begin a run that shares another's journal up to an entry; return its id."""
+        path = f"/runs/{quote(run_id, safe='')}/fork"
+        body = {"from_step": from_step, "input": text, "results": results}
+        return str(self._post(path, body, f"run {run_id}")["id"])
+
+    def delete(self, run_id: str) -> bool:
+        """Delete an ended run for good; False if it is not ours. Gone already is deleted."""
+        with self._client() as client, self._explained():
+            answer = client.delete(f"{self.base}/runs/{quote(run_id, safe='')}")
+            if answer.status_code in (httpx.codes.NO_CONTENT, httpx.codes.GONE):
+                return True
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                return False
+            self._json(answer, f"run {run_id}")
+            return True
 
     def approvals(self) -> list[dict[str, Any]]:
         """What persons are asked now."""

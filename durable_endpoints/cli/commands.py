@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from time import sleep
 from typing import Any, Final
 
 import click
 import httpx
 import orjson
+from rich.live import Live
 from rich.text import Text
 
-from durable_endpoints.cli import answers, render, timeline
+from durable_endpoints.cli import answers, keeping, render, timeline, travel
 from durable_endpoints.cli.api import Server
 from durable_endpoints.cli.options import console_of, server_of, server_options
 from durable_endpoints.limits import DRAIN_S
@@ -21,6 +24,7 @@ from durable_endpoints.limits import DRAIN_S
 STATUSES: Final = tuple(render.COLOURS)
 # With --reload a person waits, who wants to see the change and not the end of an answer.
 RELOAD_DRAIN_S: Final = 0.3
+WATCH_S: Final = 1.0
 _MARKS: Final = {
     "ok": ("✓", "green"),
     "note": ("·", "cyan"),
@@ -38,7 +42,7 @@ def cli() -> None:
     """
 
 
-for _command in answers.COMMANDS:
+for _command in (*answers.COMMANDS, *travel.COMMANDS, *keeping.COMMANDS):
     cli.add_command(_command)
 
 
@@ -129,13 +133,20 @@ def demo(port: int, host: str, browser: bool, store: str | None) -> None:
 @click.option("--name", help="Only runs of this endpoint, such as 'POST /chat'.")
 @click.option("--limit", "-n", default=20, show_default=True, type=click.IntRange(1, 500))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--watch", "-w", is_flag=True, help="Look again every second, until Ctrl-C.")
 @server_options
 def runs(
-    statuses: tuple[str, ...], name: str | None, limit: int, as_json: bool,
+    statuses: tuple[str, ...], name: str | None, limit: int, as_json: bool, watch: bool,
     url: str, prefix: str, headers: tuple[str, ...],
 ) -> None:  # fmt: skip
     """List the runs of a server, newest first."""
-    found = server_of(url, prefix, headers).runs(statuses=statuses, name=name, limit=limit)
+    server = server_of(url, prefix, headers)
+    if watch:
+        if as_json:
+            raise click.UsageError("--watch draws a table: leave out --json.")
+        _watch(lambda: server.runs(statuses=statuses, name=name, limit=limit))
+        return
+    found = server.runs(statuses=statuses, name=name, limit=limit)
     if as_json:
         for one in found:
             click.echo(orjson.dumps(one))
@@ -143,6 +154,14 @@ def runs(
         console_of().print(render.runs_table(found))
     else:
         click.echo("No runs." if not (statuses or name) else "No such runs.")
+
+
+def _watch(find: Callable[[], list[dict[str, Any]]]) -> None:
+    """Draw the table of runs again and again."""
+    with suppress(KeyboardInterrupt), Live(console=console_of(), auto_refresh=False) as live:
+        while True:
+            live.update(render.runs_table(find()), refresh=True)
+            sleep(WATCH_S)
 
 
 @cli.command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.console import Console
 from durable_endpoints.cli.api import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
+_LENGTH: Final = re.compile(r"([0-9]{1,6}) ?(s|m|min|h|d|w)")
+_SECONDS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def server_options(command: F) -> F:
@@ -33,6 +36,39 @@ def server_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def app_options(command: F) -> F:
+    """Add the options that say how an app is imported."""
+    for option in (
+        click.option("--app-dir", default=".", help="Import the app from here.  [default: .]"),
+        click.option("--factory", is_flag=True, help="APP is a function that returns the app."),
+        click.option(
+            "--lifespan/--no-lifespan", default=True,
+            help="Whether the app's own start-up code runs before.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def store_option(command: F) -> F:
+    """Add the option that names a store."""
+    return click.option(
+        "--store", metavar="ADDRESS", help="sqlite:///path.db, a path, or postgresql://…; it is "
+        "only read, also while a server is at work on it.  [default: the app's]",
+    )(command)  # fmt: skip
+
+
+def seconds(text: str) -> int:
+    """Return a length of time such as `30d`, `12h` or `90m`, in seconds.
+
+    Raises: click.BadParameter.
+    """
+    found = _LENGTH.fullmatch(text.strip())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no length of time: write 30d, 12h or 90m")
+    return int(found[1]) * _SECONDS[found[2]]
 
 
 def server_of(url: str, prefix: str, headers: Sequence[str]) -> Server:

@@ -80,7 +80,7 @@ class Call:
     async def result(self) -> Any:
         """Return the call's outcome, recorded or made now."""
         run, spec = self.run, self.spec
-        known = claim(run, self.ident, spec.name, self.check)
+        known = claim(run, self.ident, spec.name, self.check, self.recorded_args)
         failure: Exception | None = None
         done, value = False, None
         try:

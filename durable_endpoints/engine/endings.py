@@ -47,6 +47,7 @@ async def conclude(
         assert run.given_up is not None
         run.append(Kind.GAVE_UP, run.given_up[1])
         run.park("dead", described(error) if error is not None else None)
+        run.waits.stop()  # what is listed stays: a retry comes back to it
         return
     left = await _unwind(run) if failed else []
     if run.life is not life or run.fenced is not None or run.over:  # type: ignore[redundant-expr]

@@ -69,6 +69,10 @@ class Run:
         last = (await read_journal(self._engine.store, run.id, seq=run.durable_seq))[-1]
         return orjson.loads(last.payload) if last.payload else None
 
+    async def journal(self) -> list[Entry]:
+        """Return the run's journal, as far as it is durable."""
+        return await read_journal(self._engine.store, self._run.id)
+
     async def signal(self, name: str, data: Any = None, *, signal_id: str | None = None) -> None:
         """Give the run a signal; returns when that is durable. See `Engine.signal`."""
         await self._engine.signal(self._run, name, data, signal_id=signal_id)

@@ -122,7 +122,7 @@ class Recovery:
             return  # they go on; the others need not wait for them
 
     async def _caught_up(self, run: LiveRun, task: asyncio.Task[None], *, progress: bool) -> None:
-        while not task.done() and not (run.progressed if progress else run.caught_up):
+        while not task.done() and not (_got_further(run) if progress else run.caught_up):
             waiting: set[asyncio.Future[Any]] = {task, run.progress()}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
@@ -174,6 +174,11 @@ class Recovery:
             run.waits.limit(meta["deadline"])
         logger.info("run %s goes on (attempt %d)", run.id, run.record.attempts)
         await driver(run, started, journal)
+
+
+def _got_further(run: LiveRun) -> bool:
+    """Say whether a suspect did something new, or is at its waits again."""
+    return run.progressed or (run.caught_up and bool(run.waits.open) and not run.life.working)
 
 
 def interrupt(run: LiveRun, entries: list[Entry]) -> list[Entry]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 from zlib import crc32
 
 import orjson
@@ -54,6 +54,7 @@ class Remote:
         self._engine = engine
         self._followed: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self._reading: dict[str, bool] = {}  # runs being read -> whether they moved meanwhile
+        self._locks: WeakKeyDictionary[LiveRun, asyncio.Lock] = WeakKeyDictionary()
         self._serving: set[tuple[str, str]] = set()
         self._look = asyncio.Event()  # at what is followed
         self._mail = asyncio.Event()
@@ -141,7 +142,7 @@ class Remote:
         try:
             while True:
                 self._reading[run.id] = False
-                await self._catch_up(run)
+                await self.refresh(run)
                 if not self._reading[run.id]:
                     return
         except StoreError as error:
@@ -149,8 +150,16 @@ class Remote:
         finally:
             del self._reading[run.id]
 
+    async def refresh(self, run: LiveRun) -> None:
+        """Bring a run that another node drives up to what is durable now.
+
+        Raises: StoreAway, StoreFailed.
+        """
+        lock = self._locks.setdefault(run, asyncio.Lock())
+        async with lock:
+            await self._catch_up(run)
+
     async def _catch_up(self, run: LiveRun) -> None:
-        """Read what another node has committed since, and wake the readers."""
         store = self._engine.store
         record = await store.get(run.id)
         if not self._is_followed(run):
@@ -161,10 +170,8 @@ class Remote:
         while run.durable_seq < record.last_seq:
             seq = run.durable_seq + 1
             frames = await store.read(run.id, seq=seq, limit_bytes=READ_BYTES_MAX)
-            if not self._is_followed(run) or run.durable_seq + 1 != seq:
-                return
-            if not frames:
-                return  # it was deleted meanwhile: the next look sees it
+            if not frames or not self._is_followed(run):
+                return  # deleted meanwhile, which the next look sees; or taken up here
             for frame in frames:
                 if frame.first_seq > record.last_seq:
                     break
@@ -200,7 +207,7 @@ class Remote:
         answer = await self._ask(Message(run.id, "cancel", "cancel", b"{}"))
         if answer is None:
             return False
-        await self._catch_up(run)
+        await self.refresh(run)
         return True
 
     def child_ended(self, parent_id: str, child_id: str) -> None:

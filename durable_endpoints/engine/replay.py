@@ -81,6 +81,8 @@ class Replay:
     def close(self) -> None:
         """Stop watching, and let go on who waited for the end."""
         self._timer.cancel()
+        for waiting in self._waiting.values():  # their turn will not come
+            waiting.cancel()
         ending, self._ending = self._ending, []
         for waiter in ending:
             if not waiter.done():

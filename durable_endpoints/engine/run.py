@@ -359,7 +359,7 @@ class LiveRun:
     def fence(self, reason: str) -> None:
         """Stop: another owner commits for the run, or the process is leaving (I6, I22)."""
         if self.fenced is None or self.resting:
-            self.fenced, self.resting = reason, False
+            self.fenced, self.resting, self._parked = reason, False, False
             self._parts = []
             if self._waits is not None:
                 self._waits.close()

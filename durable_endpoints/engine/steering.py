@@ -127,6 +127,9 @@ async def fork(
     entries = await read_journal(engine.store, run.id)
     if not 0 < before_seq <= len(entries):
         raise ValueError(f"from_step={before_seq}: the run has entries 0 to {len(entries) - 1}")
+    shared = {entry.key for entry in entries[:before_seq] if entry.kind == Kind.STEP}
+    if unknown := set(results or ()) - shared:
+        raise ValueError(f"results: no step before entry {before_seq} has the key {min(unknown)!r}")
     started = entries[0]
     meta = {**orjson.loads(started.args), "deadline": None, "fork": [run.id, before_seq]}
     forked = engine.begin(

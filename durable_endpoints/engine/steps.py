@@ -87,7 +87,7 @@ def hash_args(
     return check, data
 
 
-def claim(run: LiveRun, ident: str, name: str, check: int) -> Recorded | None:
+def claim(run: LiveRun, ident: str, name: str, check: int, args: bytes = b"") -> Recorded | None:
     """Return what the journal holds of a call; None when it is new.
 
     Raises: Diverged, after the run was parked.
@@ -95,7 +95,7 @@ def claim(run: LiveRun, ident: str, name: str, check: int) -> Recorded | None:
     if run.replay is None:
         return None
     try:
-        call = run.replay.journal.claim(ident, name, check)
+        call = run.replay.journal.claim(ident, name, check, args)
     except Diverged as error:
         raise run.diverge(error.difference) from None
     if call is not None:
@@ -134,7 +134,7 @@ async def run_step(
     run = scope.run
     check, recorded_args = hash_args(spec, args, kwargs)
     if run.replay is not None:
-        entry = await _recorded(scope, ident, spec.name, check)
+        entry = await _recorded(scope, ident, spec.name, check, recorded_args)
         if entry is not None:
             return outcome(spec, entry)
     replay = run.replay
@@ -195,10 +195,10 @@ async def timed(work: Awaitable[Any], timeout_s: float) -> Any:
         return await work
 
 
-async def _recorded(scope: Scope, ident: str, name: str, check: int) -> Entry | None:
+async def _recorded(scope: Scope, ident: str, name: str, check: int, args: bytes) -> Entry | None:
     """Return what is recorded of a call, when its turn has come."""
     run = scope.run
-    call = claim(run, ident, name, check)
+    call = claim(run, ident, name, check, args)
     if call is None or not call.deliveries:
         if run.cancelling and not run.told:
             await settle(run)
@@ -241,7 +241,7 @@ def run_sync_step(
     """Run a plain function as a step, on the event loop's thread or on another one."""
     run = scope.run
     check, recorded_args = hash_args(spec, args, kwargs)
-    entry = on_loop(run, _recorded_now, scope, ident, spec.name, check)
+    entry = on_loop(run, _recorded_now, scope, ident, spec.name, check, recorded_args)
     if entry is not None:
         return outcome(spec, entry)
     on_loop(run, _work, scope, 1)
@@ -280,10 +280,10 @@ def _run_plain(
     return value
 
 
-def _recorded_now(scope: Scope, ident: str, name: str, check: int) -> Entry | None:
+def _recorded_now(scope: Scope, ident: str, name: str, check: int, args: bytes) -> Entry | None:
     """Return what is recorded of a call that cannot wait for its turn."""
     run = scope.run
-    call = claim(run, ident, name, check)
+    call = claim(run, ident, name, check, args)
     if call is None or not call.deliveries:
         return None
     if run.replay is not None:

@@ -47,7 +47,7 @@ async def run_stream(
     run = scope.run
     check, recorded_args = hash_args(spec, args, kwargs)
     key = f"{ident} {spec.name}".encode()
-    call = claim(run, ident, spec.name, check)
+    call = claim(run, ident, spec.name, check, recorded_args)
     items: list[Any] = []
     if call is not None:
         ended = call.ended

@@ -381,8 +381,12 @@ class Waits:
 
     def close(self) -> None:
         """Stop the timers; no wait is listed any more."""
-        self._closed = True
         self._answered = ["*"]
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the timers, and end the tasks that wait: the handler is at its end."""
+        self._closed = True
         for handle in (self._timer, self._grace, self._deadline):
             if handle is not None:
                 handle.cancel()

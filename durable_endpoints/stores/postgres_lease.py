@@ -34,6 +34,7 @@ class Lease:
     def __init__(self, address: Address, node: str, host: str, clock: Clock) -> None:
         self.trouble: str | None = None  # why the last renewal failed
         self.skew_ms = 0  # how far the database's clock is ahead of this node's
+        self.lapsed = False  # it was over for a while: set here, taken back by who has seen to it
         self._ttl_s = address.lease_ttl_s
         self._node = node
         self._host = host
@@ -47,9 +48,12 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether nobody else may take this node's runs yet, with a margin."""
+        """Whether nobody else may have this node's runs, with a margin."""
+        return not self.lapsed and not self._is_over()
+
+    def _is_over(self) -> bool:
         since_s = self._clock.monotonic_s() - self._renewed_s
-        return since_s < self._ttl_s * LEASE_FENCE_SHARE
+        return since_s >= self._ttl_s * LEASE_FENCE_SHARE
 
     async def start(self) -> None:
         """Enter the node, and renew from now on. The first attempt is over when it returns."""
@@ -102,6 +106,8 @@ class Lease:
             )
             if not entered:
                 await connection.execute(sql("postgres/forget_nodes"), NODES_KEPT_S)
+        if entered and self._is_over():  # others may have taken runs, and have them now
+            self.lapsed = True
         self._renewed_s = sent_s
         self.trouble = None
         self._note_skew(now_ms - self._clock.now_ms())

@@ -83,14 +83,12 @@ class PostgresNodes:
             self.check_lease()
 
     def check_lease(self) -> None:
-        """Tell the listener if the lease is over."""
-        if self._lease.held:
-            self._fenced = False
-        elif not self._fenced:
-            self._fenced = True
-            if self.listener is not None:
-                reason = self._lease.trouble or "the process was paused"
-                self.listener.fenced(f"the lease of this node is over: {reason}")
+        """Tell the listener if the lease is over, or was."""
+        if not self._lease.held and not self._fenced and self.listener is not None:
+            reason = self._lease.trouble or "the process was paused"
+            self.listener.fenced(f"the lease of this node is over: {reason}")
+        self._lease.lapsed = False
+        self._fenced = not self._lease.held
 
     async def _clean(self) -> None:
         forget = sql("postgres/forget_mail")

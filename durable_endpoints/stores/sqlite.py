@@ -85,12 +85,12 @@ class SQLiteStore:
         await asyncio.to_thread(self._owner.take, self._lock_wait_s)
         if not self._owner.was_clean:
             await asyncio.to_thread(self._owner.make_durable)
-        self._writer = await self._connect(f"file:{_quoted(self.path)}?mode=rwc")
+        self._writer = await self._connect(f"file:{quoted(self.path)}?mode=rwc")
         if self._owner.was_damaged:
             await self._writer.run(_refuse_damage)
         self._next_no = await self._writer.run(_prepare)
         await asyncio.to_thread(_preallocate, self.path)
-        self._reader = await self._connect(f"file:{_quoted(self.path)}?mode=ro")
+        self._reader = await self._connect(f"file:{quoted(self.path)}?mode=ro")
 
     async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
         """See `Store.append`."""
@@ -184,6 +184,11 @@ class SQLiteStore:
         self._reader = self._writer = None
         self._owner.release(clean=True)
 
+    async def vacuum(self) -> None:
+        """Give the disk back what deleted runs have left; needs the file's size once more."""
+        await self._write(lambda db: db.execute("vacuum"))
+        await self._write(lambda db: db.execute("pragma wal_checkpoint(truncate)").fetchone())
+
     async def settings(self) -> dict[str, Any]:
         """Return what the database says of its own settings, for the doctor."""
         return await self._read(
@@ -273,7 +278,8 @@ class SQLiteStore:
             await self._write(lambda db: db.execute(sql).fetchone())
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """Return a path as SQLite's URIs want it."""
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 

@@ -4,6 +4,7 @@ Its working directory is the test's: `durable.db`, and `executions.log`, to whic
 of a step appends a line as it begins: run id, label, nonce, process id. A step's result is its
 label and its nonce, so a result that was made twice shows wherever it gets to.
 
+Each execution of an effect appends its key to `effects.log` besides: run id, label, key.
 `STORE` is the database (default `durable.db`); `BACKOFF_S` shortens the waits before recoveries.
 `DURABLE_CRASH_AT="name:n"` makes the process kill itself at a named point (tests/crash/points.py).
 """
@@ -24,20 +25,29 @@ from sse_starlette.event import ServerSentEvent
 
 from durable_endpoints import (
     DurableMiddleware,
+    Retry,
     StreamInterrupted,
     current_run,
     durable,
+    effect,
     emit,
+    idempotency_key,
     now,
+    patched,
+    sleep,
     step,
     uuid7,
+    wait_for_signal,
 )
 from durable_endpoints import random as run_random
 from durable_endpoints.engine import recovery
 from tests.crash.points import crashing_store
 
 Made: TypeAlias = dict[str, str]
-_COUNTS = os.open("executions.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+_COUNTS = os.open("executions.log", _APPEND, 0o644)
+_EFFECTS = os.open("effects.log", _APPEND, 0o644)
+_TRIED: set[tuple[str, str]] = set()
 _POLICIES = ("auto", "restart", "resume", "finalize", "fail", "hold")
 
 
@@ -69,6 +79,37 @@ async def draw(label: str, most_ms: float) -> Made:
 def draw_sync(label: str, most_ms: float) -> Made:
     made = executed(label)
     time.sleep(random.random() * most_ms / 1000)
+    return made
+
+
+@effect
+async def act(label: str, most_ms: float) -> Made:
+    os.write(_EFFECTS, f"{current_run().id} {label} {idempotency_key()}\n".encode())
+    made = executed(label)
+    await _pause(most_ms)
+    return made
+
+
+@step(retry=Retry(attempts=None, initial=0.01, maximum=0.05))
+async def unsteady(label: str, most_ms: float) -> Made:
+    made = executed(label)
+    await _pause(most_ms)
+    tried = (current_run().id, label)
+    if tried not in _TRIED:  # the first attempt in each process fails
+        _TRIED.add(tried)
+        raise ConnectionError("once more")
+    return made
+
+
+async def undo(label: str, most_ms: float) -> Made:
+    os.write(_EFFECTS, f"{current_run().id} undo-{label} {idempotency_key()}\n".encode())
+    return executed(f"undo-{label}")
+
+
+@step(compensate=undo)
+async def undoable(label: str, most_ms: float) -> Made:
+    made = executed(label)
+    await _pause(most_ms)
     return made
 
 
@@ -203,6 +244,56 @@ async def tokens(policy: str, n: int = 30, ms: float = 20) -> StreamingResponse:
         yield f"data: {made} after {got}\n\n"
 
     return StreamingResponse(body(), media_type="text/event-stream")
+
+
+@durable
+async def helper(most_ms: float) -> Made:
+    """A run that another one begins."""
+    return await draw("helper", most_ms)
+
+
+@routes.post("/everything")
+@durable
+async def everything(ms: float = 20) -> StreamingResponse:
+    """Every kind of waiting and failing. It ends only once it was sent the signal `go`."""
+
+    async def body() -> AsyncIterator[str]:
+        yield f"data: {await draw('begin', ms)}\n\n"
+        new = patched("a change")
+        await sleep(0.05)
+        yield f"data: {new} {await act('effect', ms)}\n\n"
+        yield f"data: {await unsteady('unsteady', ms)}\n\n"
+        child = await current_run().spawn(helper, ms)
+        yield f"data: told {await wait_for_signal('go')}\n\n"
+        yield f"data: {await child}\n\n"
+        yield f"data: {await undoable('undoable', ms)}\n\n"
+
+    return StreamingResponse(body(), media_type="text/event-stream")
+
+
+@routes.post("/undone")
+@durable
+async def undone(ms: float = 20) -> dict[str, Any]:
+    """Does two things, fails, and undoes them."""
+    for label in ("first", "second"):
+        await undoable(label, ms)
+    raise RuntimeError("it was to fail")
+
+
+@step(retry=Retry(attempts=1))
+async def given_up(label: str) -> Made:
+    made = executed(label)
+    if not os.path.exists("mended"):
+        raise ConnectionError("not yet")
+    return made
+
+
+@routes.post("/dead")
+@durable
+async def dead() -> Made:
+    """Is dead, until there is a file `mended` and somebody has it go on."""
+    await draw("before", 0)
+    return await given_up("given-up")
 
 
 @routes.post("/poison")

@@ -24,6 +24,7 @@ from durable_endpoints.testing import Violation
 
 DATABASE = "durable.db"
 EXECUTIONS = "executions.log"
+EFFECTS = "effects.log"
 _NONCE = re.compile(rb"(?<![-0-9a-f])[0-9a-f]{12}(?![0-9a-f])")
 _STATUS_OF = {Kind.COMPLETED: "completed", Kind.FAILED: "failed", Kind.CANCELLED: "cancelled"}
 
@@ -54,15 +55,15 @@ class Stored:
         policies: dict[str, str] = {}
         for entry in self.entries:
             if entry.kind == Kind.STEP:
-                labels |= _labels(entry)
+                labels |= labels_of(entry)
             elif entry.kind == Kind.STREAM:
                 policies[entry.key] = entry.payload.decode()
             elif entry.kind == Kind.RESET:
                 streams[entry.key].clear()
             elif entry.kind == Kind.ITEM:
-                streams[entry.key] += _labels(entry)
+                streams[entry.key] += labels_of(entry)
                 if policies.get(entry.key) == "resume":
-                    labels |= _labels(entry)
+                    labels |= labels_of(entry)
             elif entry.kind in (Kind.STREAM_END, Kind.STEP_FAILED):
                 labels |= set(streams[entry.key])
         return labels
@@ -72,13 +73,40 @@ class Stored:
         found: dict[str, list[str]] = defaultdict(list)
         for entry in self.entries:
             if entry.kind in (Kind.STEP, Kind.ITEM):
-                made = json.loads(entry.payload)
-                found[made["label"]].append(made["nonce"])
+                for label in labels_of(entry):
+                    found[label].append(json.loads(entry.payload)["nonce"])
+        return found
+
+    def heard(self) -> set[str]:
+        """Return the nonces that came from other runs, as the results of children."""
+        return {nonce.decode() for entry in self.entries if entry.kind == Kind.RECEIVED
+                for nonce in _NONCE.findall(entry.payload)}  # fmt: skip
+
+    def intended(self) -> set[str]:
+        """Return the labels of the effects and compensations that were to begin."""
+        found = set()
+        for entry in self.entries:
+            if entry.kind == Kind.INTENT:
+                label = json.loads(entry.args)[0]
+                found.add(f"undo-{label}" if entry.key.startswith("undo/") else label)
+        return found
+
+    def paths(self) -> set[str]:
+        """Return the ways of recovery that were taken, as tests/support/sometimes.py has them."""
+        kinds = {entry.kind for entry in self.entries}
+        ends = [entry.payload for entry in self.entries if entry.kind == Kind.STREAM_END]
+        cut = [entry for entry in self.entries if entry.kind == Kind.STEP_FAILED
+               and b"StreamInterrupted" in entry.payload]  # fmt: skip
+        found = {f"a run is {self.status}"}
+        found |= {"a stream begins anew"} if Kind.RESET in kinds else set()
+        found |= {"a stream is finalized"} if b"truncated" in ends else set()
+        found |= {"a handler is told of an interruption"} if cut else set()
         return found
 
 
-def _labels(entry: Entry) -> set[str]:
-    return {json.loads(entry.payload)["label"]}
+def labels_of(entry: Entry) -> set[str]:
+    made = json.loads(entry.payload or b"null")
+    return {made["label"]} if isinstance(made, dict) and "label" in made else set()
 
 
 def read_store(database: Path) -> dict[str, Stored]:
@@ -146,6 +174,23 @@ def check_executions(directory: Path, kills: Iterable[AtKill]) -> list[Violation
     ]
 
 
+def check_effects(directory: Path, stored: Mapping[str, Stored]) -> list[Violation]:
+    """Return the effects that began before their intent was durable, or with two keys (I3).
+
+    For a server that has just been killed.
+    """
+    found = []
+    keys: dict[tuple[str, str], str] = {}
+    log = directory / EFFECTS
+    for line in log.read_text().splitlines() if log.exists() else ():
+        run_id, label, key = line.split(" ")
+        if keys.setdefault((run_id, label), key) != key:
+            found.append(Violation("I3", run_id, f"effect {label} has two keys"))
+        if run_id not in stored or label not in stored[run_id].intended():
+            found.append(Violation("I3", run_id, f"effect {label} began, its intent is not there"))
+    return found
+
+
 def check_journal(run: Stored, executed: dict[str, set[str]]) -> list[Violation]:
     """Return what is wrong with a finished run's journal (I2, I4, I15)."""
     found = []
@@ -158,7 +203,7 @@ def check_journal(run: Stored, executed: dict[str, set[str]]) -> list[Violation]
     ):
         blame("I15", f"status {run.status}, terminal entries {[(e.seq, e.kind) for e in ends]}")
     steps = [entry for entry in run.entries if entry.kind == Kind.STEP]
-    labels = [label for entry in steps for label in _labels(entry)]
+    labels = [label for entry in steps for label in labels_of(entry)]
     for label in {label for label in labels if labels.count(label) > 1}:
         blame("I2", f"step {label} has {labels.count(label)} results")
     for label, nonces in run.results().items():
@@ -170,7 +215,7 @@ def check_journal(run: Stored, executed: dict[str, set[str]]) -> list[Violation]
 
 def check_body(run: Stored, body: bytes) -> list[Violation]:
     """Return the results in a body that are not in the journal, or not the last ones (I1, I2)."""
-    known = {nonce for nonces in run.results().values() for nonce in nonces}
+    known = {nonce for nonces in run.results().values() for nonce in nonces} | run.heard()
     strange = {nonce.decode() for nonce in _NONCE.findall(body)} - known
     return [Violation("I1", run.run_id, f"results shown, not recorded: {sorted(strange)}")] * bool(
         strange

@@ -49,6 +49,7 @@ class Report:
     missed: list[str] = field(default_factory=list)  # crash points that did not come up
     statuses: Counter[str] = field(default_factory=Counter)
     paths: Counter[str] = field(default_factory=Counter)
+    met: Counter[str] = field(default_factory=Counter)  # see tests/support/sometimes.py
     violations: list[Violation] = field(default_factory=list)
 
     def add(self, other: Report) -> None:
@@ -161,7 +162,8 @@ def judge(
     report.interrupted += sum(len(kill.unfinished) for kill in evidence)
     report.violations += check_executions(directory, evidence)
     told = {run_id for story in stories for run_id in story.told()}
-    for run_id in stored.keys() - told:
+    children = {run.run_id for run in stored.values() if run.name.endswith(":helper")}
+    for run_id in stored.keys() - told - children:
         blame(Violation("I7", run_id, "no client was told of this run: a key made two"))
     for run in stored.values():
         report.violations += check_journal(run, executed[run.run_id])
@@ -178,6 +180,7 @@ def _judge_story(
         report.transcripts += 1
         report.events += len(transcript.seen)
         report.reconnects += max(0, transcript.connections - 1)
+        report.met["a reader leaves and comes back"] += max(0, transcript.connections - 1)
         report.restarts += transcript.restarts
         report.violations += transcript.violations
     run_id = story.run_id
@@ -193,7 +196,9 @@ def _judge_story(
     report.violations += log.violations + plain.violations
     if log.violations:
         return
-    report.rewinds += sum(item.event == "durable.rewind" for item in log.seen)
+    rewinds = sum(item.event == "durable.rewind" for item in log.seen)
+    report.rewinds += rewinds
+    report.met["a reader is rewound"] += rewinds
     for transcript in (plain, *story.transcripts):
         report.violations += compare(transcript, log)
     run = stored[run_id]

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from durable_endpoints.testing import Violation
-from tests.crash.evidence import AtKill, read_store, take_evidence
+from tests.crash.evidence import AtKill, check_effects, read_store, take_evidence
 from tests.crash.judge import Report, check_published, judge, read_logs
+from tests.crash.points import POINTS
 from tests.crash.process import CrashServer
 from tests.crash.workload import ENDPOINTS, Endpoint, Workload
+from tests.support import sometimes
 
 KILLS_A_STORE = 20  # then its journal is judged, and the next one begins
 FINISH_S = 90.0
@@ -56,9 +58,14 @@ async def kill_and_judge(
     try:
         async with workload:
             for number, (name, life) in enumerate(lives):
-                if not await life(server):
+                reached = await life(server)
+                if not reached:
                     report.missed.append(name)
                 stored = read_store(server.store)
+                point = name.partition(":")[0]
+                if reached and point in POINTS:
+                    report.met[sometimes.at(point)] += 1
+                report.violations += check_effects(directory, stored)
                 evidence.append(take_evidence(directory, stored))
                 report.violations += check_published(workload.stories, stored, checked)
                 workload.check_alive()
@@ -77,7 +84,10 @@ async def kill_and_judge(
     for story in stuck:
         report.violations.append(Violation("I16", str(story.run_id), f"{story.path} is stuck"))
     report.paths += workload.counts
-    judge(directory, read_store(server.store), workload.stories, logs, evidence, report)
+    stored = read_store(server.store)
+    for run in stored.values():
+        report.met.update(run.paths())
+    judge(directory, stored, workload.stories, logs, evidence, report)
     report.took_s = time.monotonic() - began
     return report
 

@@ -11,11 +11,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from durable_endpoints.frames import unpack
 from durable_endpoints.records import Frame, Kind, RunRecord
-from durable_endpoints.stores.protocol import Query, Store, StoredFrame
+from durable_endpoints.stores.protocol import Store, StoredFrame
 from durable_endpoints.stores.sqlite import SQLiteStore
 
 STORE_POINTS: Final = (
@@ -78,19 +78,13 @@ class CrashStore:
         self._reach("read.done")
         return found
 
-    async def get(self, run_id: str) -> RunRecord | None:
-        return await self._store.get(run_id)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)  # what no point is in
 
-    async def find(self, principal: str | None, name: str, key: str) -> RunRecord | None:
-        return await self._store.find(principal, name, key)
-
-    async def list(self, query: Query) -> list[RunRecord]:
-        return await self._store.list(query)
-
-    async def claim(self, run_ids: Sequence[str], now_ms: int) -> Sequence[RunRecord]:
+    async def claim(self, run_ids: Sequence[str], now_ms: int, **more: Any) -> Sequence[RunRecord]:
         if run_ids:
             self._reach("claim.begin")
-        records = await self._store.claim(run_ids, now_ms)
+        records = await self._store.claim(run_ids, now_ms, **more)
         if run_ids:
             self._reach("claim.done")
         return records
@@ -106,9 +100,6 @@ class CrashStore:
         self._reach("delete.done")
         return gone
 
-    async def was_deleted(self, run_id: str) -> bool:
-        return await self._store.was_deleted(run_id)
-
     async def close(self) -> None:
         self._reach("close.begin")
         await self._store.close()
@@ -119,7 +110,7 @@ def crashing_store(path: str | None) -> Store:
     """Return the store of the test app, which crashes where the environment says."""
     store = SQLiteStore(path or "durable.db", lock_wait_s=float(os.environ.get("LOCK_WAIT", "10")))
     at = os.environ.get("DURABLE_CRASH_AT", "")
-    return CrashStore(store, at) if at else store
+    return CrashStore(store, at) if at else store  # type: ignore[return-value]
 
 
 def _kinds(batch: Sequence[Frame]) -> set[str]:

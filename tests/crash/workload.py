@@ -21,6 +21,7 @@ class Endpoint(NamedTuple):
     stream: bool  # an event stream
     weight: int = 2
     control: bool | None = None  # whether to ask for control events; None: either
+    signal: str | None = None  # what its runs wait for
 
 
 ENDPOINTS = (
@@ -38,6 +39,7 @@ ENDPOINTS = (
     Endpoint("/tokens/finalize", stream=True),
     Endpoint("/tokens/fail", stream=True),
     Endpoint("/tokens/hold", stream=True),
+    Endpoint("/everything", stream=True, weight=3, signal="go"),
 )
 
 
@@ -186,6 +188,8 @@ class Workload:
             bare=chance.random() < 0.2, wait=self._gate.wait,
         )  # fmt: skip
         following = asyncio.create_task(first.follow())
+        if endpoint.signal is not None:
+            await self._signal(endpoint.signal, transcript, following, chance)
         if chance.random() < 0.4:
             while transcript.run_id is None and not following.done():
                 await asyncio.sleep(POLL_S)
@@ -195,6 +199,33 @@ class Workload:
                 reader = Reader(self._http, second, chance=chance, cut=0.02, wait=self._gate.wait)
                 await reader.follow()
         await following
+
+    async def _signal(
+        self, name: str, transcript: Transcript, following: asyncio.Task[Transcript],
+        chance: random.Random,
+    ) -> None:  # fmt: skip
+        """Send what a run waits for, as often as it takes, and sometimes once more."""
+        while transcript.run_id is None and not following.done():
+            await asyncio.sleep(POLL_S)
+        if transcript.run_id is None:
+            return
+        await asyncio.sleep(chance.choice((0, 0.1, 0.5)))
+        path = f"/_durable/runs/{transcript.run_id}/signals/{name}"
+        left = chance.choice((1, 1, 2))
+        while left:
+            try:
+                answer = await self._http.post(
+                    path, json={"n": 1}, headers={"idempotency-key": "one"}
+                )
+            except httpx.TransportError:
+                await self._gate.wait()
+                continue
+            if answer.status_code in (200, 202, 409):
+                left -= 1
+            elif answer.status_code == 503:
+                await asyncio.sleep(POLL_S)
+            else:
+                raise AssertionError(f"{path}: {answer.status_code} {answer.text}")
 
     async def _call(self, story: Story, opening: Request, chance: random.Random) -> None:
         headers = dict(opening.headers)

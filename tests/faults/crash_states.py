@@ -19,6 +19,7 @@ from durable_endpoints.stores import sqlite as store_module
 from durable_endpoints.stores.sqlite import SQLiteStore
 from tests.faults.recording import RECORDING, Ack, Recorder, RecordingVFS, State
 
+PREALLOCATED = 64 << 10  # thousands of copies are made of it
 Rows = dict[str, list[bytes]]  # run id -> payloads of its entries
 
 
@@ -82,7 +83,10 @@ def record(directory: Path, seed: int, *, batches: int, size: int) -> tuple[Reco
     model.snapshot()
     vfs = RecordingVFS(recorder)
     try:
-        with patch.object(store_module, "sqlite3", RECORDING):
+        with (
+            patch.object(store_module, "sqlite3", RECORDING),
+            patch.object(store_module.limits, "LOG_PREALLOCATED_BYTES", PREALLOCATED),
+        ):
             asyncio.run(_work(directory, recorder, model, random.Random(seed), batches, size))
     finally:
         vfs.close()

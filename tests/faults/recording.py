@@ -181,25 +181,25 @@ class State:
         return directory / database
 
 
-def states(recorder: Recorder, chance: random.Random, most: int) -> Iterator[State]:
-    """Yield up to `most` states: all of the small windows, and of the others some.
+def states(
+    recorder: Recorder, chance: random.Random, most: int, *, whole: int = 0
+) -> Iterator[State]:
+    """Yield some `most` states; of windows of up to `whole` writes every one there is, besides.
 
     A window is what was written to a file since it was last synced.
     """
-    moments = [at for at, step in enumerate(recorder.steps) if not isinstance(step, Ack)]
-    share = max(2, most // max(1, len(moments)))
-    made = 0
+    steps = recorder.steps
+    # Just before a sync a window is at its largest: what could be lost before is among it.
+    moments = [at for at in range(1, len(steps) + 1)
+               if at == len(steps) or isinstance(steps[at], Sync)]  # fmt: skip
+    share = max(2, most // len(moments))
     for at in moments:
-        durable, pending, acked = _until(recorder, at + 1)
-        for kept in _choices(pending, chance, share):
-            if made >= most:
-                return
-            made += 1
+        durable, pending, acked = _until(recorder, at)
+        for kept in _choices(pending, chance, share, whole):
             files = {name: bytearray(data) for name, data in durable.items()}
-            torn = False
-            for step, whole in kept:
-                torn |= not whole
-                _apply(files, step if whole else _torn(step, chance))
+            for step, entire in kept:
+                _apply(files, step if entire else _torn(step, chance))
+            torn = not all(entire for _, entire in kept)
             yield State(files, acked, len(pending) - len(kept), torn, at)
 
 
@@ -221,17 +221,17 @@ def _until(recorder: Recorder, end: int) -> tuple[dict[str, bytearray], list[Ste
 
 
 def _choices(
-    pending: list[Step], chance: random.Random, most: int
+    pending: list[Step], chance: random.Random, most: int, whole: int
 ) -> Iterator[list[tuple[Step, bool]]]:
     """Yield subsets of writes, in an order; some of the writes torn."""
-    if 2 ** len(pending) <= most:
+    if len(pending) <= whole or 2 ** len(pending) <= most:
         for mask in itertools.product((False, True), repeat=len(pending)):
             yield [(step, True) for step, kept in zip(pending, mask, strict=True) if kept]
         return
     yield [(step, True) for step in pending]
     yield []
     for _ in range(most - 2):
-        share = chance.choice((0.1, 0.5, 0.9))
+        share = chance.choice((0.1, 0.5, 0.9, 1.0))
         kept = [(step, chance.random() < 0.8) for step in pending if chance.random() < share]
         if chance.random() < 0.5:
             chance.shuffle(kept)

@@ -5,7 +5,9 @@
 `times` requests of the same `key`, with `after` as their Retry-After; `cut=5`: the connection
 breaks after 5 words (a background response's before event 5); `forget=1`: that response is not
 found any more then; `stall=5`: nothing comes after 5 words; `say`: the text instead of words;
-`gzip=1`; `redirect=1`; `wait=50`: ms before the head; `pad=N`: N bytes more in a JSON answer.
+`gzip=1`, or `gzip=again` from the second time on; `redirect=1`; `wait=50`: ms before the head;
+`pad=N`: N bytes more in a JSON answer; `linger=500`: ms that a stream stays open behind its last
+event; `half=1`: a background response is cut in the middle of an event.
 
 It counts: GET /counted has every request and what became of it, DELETE /counted forgets.
 """
@@ -16,6 +18,7 @@ import asyncio
 import gzip
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -52,7 +55,10 @@ class Asked:
         self.wait_s = float(told.get("wait", "0")) / 1000
         self.cut = int(told.get("cut", "-1"))
         self.stall = int(told.get("stall", "-1"))
-        self.gzip = told.get("gzip") == "1"
+        again = bool(TIMES[told.get("key", query)])
+        self.gzip = told.get("gzip") == "1" or (told.get("gzip") == "again" and again)
+        self.linger_s = float(told.get("linger", "0")) / 1000
+        self.half = told.get("half") == "1"
         self.pad = int(told.get("pad", "0"))
         self.redirect = told.get("redirect") == "1"
         self.fail = int(told.get("fail", "0"))
@@ -73,17 +79,21 @@ class Asked:
 
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the words as they are due."""
-        self.entry["end"] = "closed"  # what it is if nobody comes for the rest
-        for number, text in enumerate(self.words):
-            if number == self.cut:
-                self.entry["end"] = "cut"
-                raise ConnectionResetError("as asked")
-            if number == self.stall:
-                await asyncio.sleep(3600)
-            if self.pace_s:
-                await asyncio.sleep(self.pace_s)
-            self.entry["words"] = number + 1
-            yield text
+        self.entry["end"] = "flowing"
+        try:
+            for number, text in enumerate(self.words):
+                if number == self.cut:
+                    self.entry["end"] = "cut"
+                    raise ConnectionResetError("as asked")
+                if number == self.stall:
+                    await asyncio.sleep(3600)
+                if self.pace_s:
+                    await asyncio.sleep(self.pace_s)
+                self.entry["words"] = number + 1
+                yield text
+        except (asyncio.CancelledError, GeneratorExit):
+            self.entry["end"] = "closed"  # by who asked
+            raise
         self.entry["end"] = "whole"
 
     async def refusal(self, shape: str) -> Response | None:
@@ -117,11 +127,39 @@ class Asked:
         if self.gzip:
             data, headers["content-encoding"] = gzip.compress(data), "gzip"
         self.entry["end"] = "whole"
+        if self.pace_s:
+            return StreamingResponse(
+                dripping(data, self.pace_s), 200, headers, "application/json"
+            )  # fmt: skip
         return Response(data, 200, headers, "application/json")
 
     def stream(self, events: AsyncIterator[bytes]) -> Response:
         headers = {"x-request-id": "req_1", "set-cookie": "session=secret"}
+        accepted = self.request.headers.get("accept-encoding", "")
+        if self.gzip and "gzip" in accepted:
+            events, headers["content-encoding"] = compressed(events), "gzip"
+        if self.linger_s:
+            events = lingering(events, self.linger_s)
         return StreamingResponse(events, 200, headers, "text/event-stream")
+
+
+async def compressed(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    squeeze = zlib.compressobj(wbits=31)
+    async for made in events:
+        yield squeeze.compress(made) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+    yield squeeze.flush()
+
+
+async def lingering(events: AsyncIterator[bytes], linger_s: float) -> AsyncIterator[bytes]:
+    async for made in events:
+        yield made
+    await asyncio.sleep(linger_s)
+
+
+async def dripping(body: bytes, pace_s: float) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), 200_000):
+        yield body[at : at + 200_000]
+        await asyncio.sleep(pace_s)
 
 
 def data(value: Any) -> bytes:
@@ -306,6 +344,9 @@ class Background:
                 ready = self.events[at:]
             for made in ready:
                 if made["sequence_number"] == breaks:
+                    if self.asked.half:
+                        yield event(made)[:40]
+                        await asyncio.sleep(0.02)
                     if self.asked.forget:
                         del BACKGROUND[self.id]
                     raise ConnectionResetError("as asked")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anthropic
@@ -13,8 +13,10 @@ import httpx2
 import openai
 import pytest
 
-from durable_endpoints import NotDurable, RateLimit, Retry, durable, step
+from durable_endpoints import NotDurable, RateLimit, Retry, durable, emit, step
+from durable_endpoints.errors import ControlSignal
 from durable_endpoints.llm import DefaultRule, DurableTransport, durable_client
+from durable_endpoints.llm.answers import arguments_of
 from durable_endpoints.records import Entry, Kind
 from tests.engine.worlds import World, world
 from tests.llm.conftest import Provider
@@ -196,6 +198,28 @@ def test_a_rate_limit_holds_over_all_calls(provider: Provider) -> None:
     assert min(at[1] - at[0], at[2] - at[1]) >= 0.055
 
 
+def test_a_refusal_holds_back_the_other_calls(provider: Provider) -> None:
+    async def main() -> None:
+        async with world() as one:
+            client = sdk(provider.url, rate_limit=RateLimit("shared", limit=1000))
+
+            async def body() -> Any:
+                async def ask(model: str, later_s: float) -> None:
+                    await asyncio.sleep(later_s)
+                    await client.chat.completions.create(model=model, messages=ASK)
+
+                await asyncio.gather(
+                    ask("m?fail=429&times=1&after=0.4", 0), ask("m?key=other", 0.15)
+                )
+
+            await run(one, body)
+            await client.close()
+
+    asyncio.run(main())
+    at = [entry["at"] for entry in provider.counted()]
+    assert len(at) == 3 and at[1] - at[0] >= 0.38, "one of them did not wait"
+
+
 # --- effects
 
 
@@ -293,6 +317,61 @@ def test_drain_closes_the_upstream(provider: Provider) -> None:
     asyncio.run(main())
 
 
+def test_an_answer_is_closed_as_soon_as_it_is_left(provider: Provider) -> None:
+    async def main() -> None:
+        async with world() as one:
+            client, gate, got = sdk(provider.url), asyncio.Event(), []
+
+            async def body() -> Any:
+                model = "m?n=2000&pace=2"
+                stream = await client.chat.completions.create(
+                    model=model, messages=ASK, stream=True
+                )
+                async with stream:
+                    async for chunk in stream:
+                        got.append(chunk)
+                        if len(got) == 3:
+                            break
+                await gate.wait()
+
+            _BODY[:] = [body]
+            started = await one.start(play_body)
+            await until(lambda: provider.counted()[-1:] != [] and len(got) == 3)
+            await until(lambda: provider.counted()[0]["end"] == "closed")
+            gate.set()
+            await one.ended_for_good(started.id)
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_closed_as_soon_as_it_is_given_up(provider: Provider) -> None:
+    async def main() -> None:
+        async with world() as one:
+            client, gate = sdk(provider.url), asyncio.Event()
+            kept = []
+
+            async def body() -> Any:
+                stream = await client.chat.completions.create(
+                    model="m?n=2000&pace=2", messages=ASK, stream=True
+                )
+                kept.append(stream)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        async for _ in stream:
+                            pass
+                await gate.wait()
+
+            _BODY[:] = [body]
+            started = await one.start(play_body)
+            await until(lambda: [e["end"] for e in provider.counted()] == ["closed"])
+            gate.set()
+            await one.ended_for_good(started.id)
+            await client.close()
+
+    asyncio.run(main())
+
+
 def test_what_a_handler_leaves_behind_is_closed_with_the_run(provider: Provider) -> None:
     async def main() -> None:
         async with world() as one:
@@ -314,6 +393,111 @@ def test_what_a_handler_leaves_behind_is_closed_with_the_run(provider: Provider)
             await client.close()
 
     asyncio.run(main())
+
+
+# --- crashes
+
+
+async def again_after(
+    one: World, body: Callable[[], Awaitable[Any]], when: Callable[[], bool]
+) -> Any:
+    """Run it, end the process when it is time, go on; return the result."""
+    _BODY[:] = [body]
+    started = await one.start(play_body)
+    await until(when)
+    await one.engine.log.flush()
+    await one.crash()
+    await one.boot()
+    async with asyncio.timeout(20):
+        return await (await one.ended_for_good(started.id)).result()
+
+
+def test_an_answer_made_again_has_the_encoding_that_it_had(provider: Provider) -> None:
+    async def main() -> Any:
+        async with world() as one:
+            client, got = sdk(provider.url), []
+
+            async def body() -> Any:
+                found = []
+                stream = await client.chat.completions.create(
+                    model="m?n=6&pace=20&gzip=again", messages=ASK, stream=True
+                )
+                async for chunk in stream:
+                    got.append(chunk)
+                    found.append(chunk.choices[0].delta.content or "")
+                return "".join(found)
+
+            found = await again_after(one, body, lambda: len(got) > 3)
+            await client.close()
+            return found
+
+    assert asyncio.run(main()) == "w0 w1 w2 w3 w4 w5 "
+    assert [e["headers"]["accept-encoding"] for e in provider.counted()][1] == "identity"
+
+
+def test_a_complete_answer_is_complete_whatever_its_connection_does(provider: Provider) -> None:
+    async def main() -> Any:
+        async with world() as one:
+            client, gate, got = sdk(provider.url), asyncio.Event(), []
+
+            async def body() -> Any:
+                stream = await client.chat.completions.create(
+                    model="m?n=4&linger=400", messages=ASK, stream=True
+                )
+                got.append([chunk.choices[0].delta.content or "" async for chunk in stream])
+                await gate.wait()
+                return "".join(got[-1])
+
+            _BODY[:] = [body]
+            started = await one.start(play_body)
+            await until(lambda: bool(got))
+            await one.engine.log.flush()
+            await one.crash()
+            gate.set()
+            await one.boot()
+            found = await (await one.ended_for_good(started.id)).result()
+            await client.close()
+            return found
+
+    assert asyncio.run(main()) == "w0 w1 w2 w3 "
+    assert len(provider.counted()) == 1
+
+
+def test_half_of_a_large_json_answer_is_nothing(provider: Provider) -> None:
+    """Something was shown while it came, so a stream would be interrupted: this is none."""
+
+    async def main() -> Any:
+        async with world() as one:
+            client = sdk(provider.url)
+
+            async def show() -> None:
+                with suppress(ControlSignal):  # when the process is gone
+                    for number in range(1000):
+                        emit(f"{number}")
+                        await asyncio.sleep(0.02)
+
+            async def body() -> Any:
+                showing = asyncio.create_task(show())
+                answer = await client.chat.completions.with_raw_response.create(
+                    model="m?pad=2000000&pace=60", messages=ASK
+                )
+                showing.cancel()
+                return len(answer.content)
+
+            _BODY[:] = [body]
+            started = await one.start(play_body)
+            while "ITEM" not in (seen := kinds(await one.entries(started.id))) or (
+                "EMIT" not in seen[seen.index("ITEM") :]
+            ):
+                await asyncio.sleep(0.005)
+            await one.crash()
+            await one.boot()
+            found = await (await one.ended_for_good(started.id)).result()
+            await client.close()
+            return found
+
+    assert asyncio.run(main()) > 2_000_000
+    assert len(provider.counted()) == 2
 
 
 # --- what is recorded
@@ -386,6 +570,23 @@ def test_other_arguments_diverge(provider: Provider) -> None:
 
     asyncio.run(main())
     assert len(provider.counted()) == 1
+
+
+def test_what_is_compared_at_a_replay() -> None:
+    def of(body: Any, url: str = "https://x/y", **options: Any) -> Any:
+        return arguments_of(httpx.Request("POST", url, json=body, **options))
+
+    same = of({"model": "m", "prompt_cache_key": "run-1", "input": [1]})
+    assert same == of({"input": [1], "model": "m", "prompt_cache_key": "run-2"})
+    assert same != of({"model": "m", "input": [2]})
+    assert same != of({"model": "m", "input": [1]}, url="https://x/z")
+    assert of({}, url="https://u:pw@x/y?key=1&a=2") == of({}, url="https://x/y?key=2&a=2")
+    form = httpx.Request("POST", "https://x/y", files={"a": b"1"})
+    assert arguments_of(form) == arguments_of(
+        httpx.Request("POST", "https://x/y", files={"a": b"1"})
+    )
+    large = of({"input": "x" * 100_000})
+    assert large[2].keys() == {"bytes", "crc32"} and large != of({"input": "y" * 100_000})
 
 
 # --- where it does not apply

@@ -28,15 +28,19 @@ async def text_of(stream: Any) -> str:
     return found
 
 
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("cut", [1, 5, 12])
-def test_a_cut_answer_goes_on(cut: int, provider: Provider) -> None:
+def test_a_cut_answer_goes_on(cut: int, half: int, provider: Provider) -> None:
     async def main() -> None:
         async with world() as one:
             client = sdk(provider.url)
 
             async def body() -> Any:
                 stream = await client.responses.create(
-                    model=f"m?n=9&pace=1&cut={cut}", input="x", background=True, stream=True
+                    model=f"m?n=9&pace=1&cut={cut}&half={half}",
+                    input="x",
+                    background=True,
+                    stream=True,
                 )
                 return await text_of(stream)
 

@@ -156,7 +156,8 @@ async def read_all(world: World, run_id: str) -> list[Any]:
 
 def data_of(block: bytes) -> Any:
     (line,) = [line for line in block.split(b"\n") if line.startswith(b"data: ")]
-    return orjson.loads(line.removeprefix(b"data: "))
+    text = line.removeprefix(b"data: ").decode()
+    return int(text) if text.isdecimal() else text
 
 
 # --- reading
@@ -298,9 +299,9 @@ def test_i16_a_signal_reaches_a_run_that_another_node_drives(
         assert kept.outcome == "kept"
         again = await two.engine.signal(there, "other", 1, signal_id="a")
         assert (again.outcome, again.seq) == ("known", kept.seq)
-        taken = await two.engine.signal(there, "go", {"n": "\ud83d\ude00", "m": [1]})
+        taken = await two.engine.signal(there, "go", {"n": "\U0001f600", "m": [1]})
         assert taken.outcome == "taken"
-        assert await Run(two.engine, there).result() == {"n": "\ud83d\ude00", "m": [1]}
+        assert await Run(two.engine, there).result() == {"n": "\U0001f600", "m": [1]}
         with pytest.raises(RunEnded):
             await two.engine.signal(there, "go", 2)
         signals = [e for e in await one.entries(run_id) if e.kind == Kind.SIGNAL]
@@ -448,6 +449,8 @@ def test_i6_a_node_that_lost_its_lease_stops_everything(postgres: Callable[[], s
 
 def test_an_answered_wait_stays_answered_on_every_node(postgres: Callable[[], str]) -> None:
     async def scenario(one: World, two: World) -> None:
+        for world in (one, two):
+            world.engine.waking.sign_path = lambda run_id, *_: f"/approvals/{run_id}"
         run_id = await begun(one, decides)
         there = await two.engine.observe(run_id)
         (wait,) = await two.store.waits(_of(run_id))
@@ -470,6 +473,6 @@ def _of(run_id: str) -> Any:
 @durable
 async def decides() -> Any:
     emit("asked")
-    decision = await approval("pay", "Pay?")
+    decision = await approval("pay", summary="Pay?")
     await gate("decides")
     return decision

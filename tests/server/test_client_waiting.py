@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +16,9 @@ from tests.surface.waiters import NOBODY
 Scenario = Callable[[Server, TCPProxy, DurableClient], Awaitable[None]]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Server("tests.apps.waiting:app", tmp_path) as server:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server("tests.apps.waiting:app", tmp_path_factory.mktemp("client")) as server:
         yield server
 
 

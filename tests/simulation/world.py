@@ -124,7 +124,7 @@ class World:
 
     def owns(self, process: Process, run_id: str, epoch: int) -> bool:
         """Say whether a run is this process's to work for (a zombie may compute, I6)."""
-        return self.disk.journals[run_id].epoch == epoch
+        return not process.succeeded and self.disk.journals[run_id].epoch == epoch
 
     def got(self, run_id: str, value: Any) -> None:
         """Compare what a handler was given with what is durable (I2)."""

@@ -27,8 +27,7 @@ def durable(server: Server, *arguments: str, stdin: str | None = None) -> Result
 
 
 def dead(client: httpx.Client, what: str) -> str:
-    headers = {"connection": "close"}
-    run_id = accepted(client, "/gives-up", params={"what": what}, headers=headers)
+    run_id = accepted(client, "/gives-up", params={"what": what})
     until_status(client, run_id, "dead")
     return run_id
 

@@ -215,7 +215,7 @@ def test_a_wrong_method_is_a_405(
     assert allowed in answer.headers["allow"].split(", ")
 
 
-@pytest.mark.parametrize("path", ["", "/", "/nothing", "/runs/x/nothing", "/runs/x/stream/y"])
+@pytest.mark.parametrize("path", ["/nothing", "/runs/x/nothing", "/runs/x/stream/y"])
 def test_there_is_nothing_elsewhere(client: httpx.Client, path: str) -> None:
     is_problem(client.get(f"/_durable{path}"), 404, "not-found")
 

@@ -168,13 +168,11 @@ def test_ten_at_once_with_one_id_are_one_event(
 
 
 def test_an_event_sent_again_after_a_restart_is_not_delivered_twice(
-    serve_waiting: Callable[..., Server], name: str
+    server: Server, client: httpx.Client, name: str
 ) -> None:
-    server = serve_waiting()
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        run_id = matched(client, name, {"a": 1, "times": 2})
-        assert reached(post(client, name, {"a": 1}, **{"webhook-id": "e"})) == [run_id]
-        until("it waits again", lambda: kinds(client, run_id).count("wait") == 2)
+    run_id = matched(client, name, {"a": 1, "times": 2})
+    assert reached(post(client, name, {"a": 1}, **{"webhook-id": "e"})) == [run_id]
+    until("it waits again", lambda: kinds(client, run_id).count("wait") == 2)
     server.restart()
     with httpx.Client(base_url=server.url, timeout=30) as client:
         again = post(client, name, {"a": 1}, **{"webhook-id": "e"})

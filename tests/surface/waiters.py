@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from typing import Any
 
 import httpx
@@ -69,3 +71,15 @@ def link_of(client: httpx.Client, run_id: str) -> str:
         if one["run_id"] == run_id
     ]
     return str(link)
+
+
+def asked(client: httpx.Client, **question: Any) -> tuple[str, str]:
+    """Begin a run that asks; return its id and the link."""
+    run_id = waiting(client, "/approval", json=question)
+    return run_id, link_of(client, run_id)
+
+
+def text_of(page: httpx.Response) -> str:
+    """Return what a page shows, without its markup."""
+    body = page.text.partition("<body>")[2]
+    return unescape(re.sub(r"<[^>]*>", " ", body))

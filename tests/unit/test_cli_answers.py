@@ -78,7 +78,7 @@ def test_an_old_servers_runs_are_shown_too() -> None:
 
 
 def test_open_approvals_are_a_table() -> None:
-    asked = [
+    asked: list[dict[str, Any]] = [
         {
             "run_id": RUN, "kind": "approval", "name": "refund", "summary": "240 EUR\nto Ann?",
             "since": "2026-11-21T10:00:00+00:00", "until": REFUND["until"], "link": "/x",

@@ -59,3 +59,14 @@ def test_a_post_from_a_plain_step_is_told_of_and_one_from_an_effect_is_not(
         finally:
             uninstall()
     assert told is any(issubclass(w.category, UnannotatedEffect) for w in caught)
+
+
+def test_access_logs_hold_no_approval_links() -> None:
+    import logging
+
+    from durable_endpoints.asgi.tail import hide_links
+
+    path = "/_durable/approvals/MDFhMWZkMjM0NTY3ODkw.sig?x=1"
+    record = logging.LogRecord("uvicorn.access", 20, "", 0, "%s %s", ("1.2.3.4:5", path), None)
+    assert hide_links(record)
+    assert record.getMessage() == "1.2.3.4:5 /_durable/approvals/MDFhMWZk…?x=1"
