@@ -19,8 +19,10 @@ from durable_endpoints.engine.engine import Engine
 from durable_endpoints.errors import DurableError, StoreError
 from durable_endpoints.limits import SUSPEND_GRACE_S
 from durable_endpoints.stores.open import open_store
+from durable_endpoints.telemetry import observer
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from durable_endpoints.console.auth import AuthHook
@@ -42,6 +44,8 @@ class DurableMiddleware:
     `console_auth(connection)` says who may see (`"viewer"`) and steer (`"operator"`) the console.
     `development` warns of requests that change something (POST and the like) from plain steps,
     which should be effects; hosts given are allowed beside those of model providers.
+    `telemetry` makes OpenTelemetry spans of runs, steps and waits, by the global provider or by
+    the one given.
     `suspend_after` is how long, in seconds, a run that does nothing but wait stays in memory.
     """
 
@@ -60,6 +64,7 @@ class DurableMiddleware:
         suspend_after: float = SUSPEND_GRACE_S,
         console_auth: AuthHook | None = None,
         development: bool | Sequence[str] = False,
+        telemetry: bool | TracerProvider = False,
         engine: Engine | None = None,
     ) -> None:
         if not prefix.startswith("/") or prefix.endswith("/"):
@@ -70,6 +75,8 @@ class DurableMiddleware:
         self.engine = engine or Engine(
             open_store(store), strict=mode == "strict", suspend_grace_s=suspend_after
         )
+        if telemetry is not False:
+            self.engine.observer = observer(None if telemetry is True else telemetry)
         options = Options(
             prefix, tuple(routes), principal, operator, restore_headers, tuple(signing_secrets)
         )

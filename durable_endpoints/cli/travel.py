@@ -12,7 +12,7 @@ import orjson
 from durable_endpoints.cli import render
 from durable_endpoints.cli.options import app_options, store_option
 
-_PATIENCE_S: Final = 10.0
+_PATIENCE_S: Final = 5.0
 
 
 @click.command()

@@ -17,6 +17,7 @@ import orjson
 
 from durable_endpoints import failures
 from durable_endpoints.engine.decisions import decide
+from durable_endpoints.engine.observing import observed
 from durable_endpoints.engine.outcomes import described
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
@@ -242,6 +243,8 @@ class Call:
         named = KEY.set(key_of(run.id, self.ident, spec.name))
         try:
             work = self.function(*self.args, **self.kwargs)
+            if run.log.observer is not None:
+                work = observed(run.log.observer.attempt(run, self.ident, spec), work)
             return await (work if spec.timeout_s is None else timed(work, spec.timeout_s))
         except Exception as error:
             hint = delay_hint(error, run.log.now_ms() / 1000)

@@ -15,6 +15,7 @@ from durable_endpoints.engine import steering
 from durable_endpoints.engine.conflicts import Conflicts
 from durable_endpoints.engine.keys import Keys
 from durable_endpoints.engine.log import Log, leave
+from durable_endpoints.engine.observing import Observer
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.remote import Remote
 from durable_endpoints.engine.run import LiveRun
@@ -52,6 +53,7 @@ class Engine:
         self.clock: Clock = clock or SystemClock()
         self.runs: dict[str, LiveRun] = {}
         self.drivers: dict[str, Driver] = {}
+        self.observer: Observer | None = None  # told from the opening on
         self.draining = False  # no new runs
         self.leaving = False  # the process was told to end
         self._drained: asyncio.Task[None] | None = None
@@ -89,6 +91,7 @@ class Engine:
     def _open_log(self, loop: asyncio.AbstractEventLoop) -> Log:
         install_task_factory(loop)
         self._logs[loop] = log = Log(self.store, self.clock, self.waking, self._on_failure)
+        log.observer = self.observer
         for run in list(self.runs.values()):
             if run.log.loop.is_closed():  # nobody can drive it any more
                 del self.runs[run.id]
@@ -138,6 +141,8 @@ class Engine:
         run.strict = self.strict
         self.runs[record.run_id] = run
         self.conflicts.began(run)
+        if self.observer is not None:
+            args = self.observer.begun(run, args)
         run.append(Kind.STARTED, b"", payload, args=args)
         return run
 
@@ -354,6 +359,8 @@ class Engine:
         await self.log.flush()
         for run in [*left, *self._idle.values()]:
             run.fence("the server is being stopped")
+            if self.observer is not None:
+                self.observer.left(run)
         tasks = [run.task for run in left if run.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=DRAIN_S)

@@ -15,6 +15,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from durable_endpoints.clock import Clock
+from durable_endpoints.engine.observing import Observer
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.wait import Signal
 from durable_endpoints.errors import StoreError
@@ -98,6 +99,7 @@ class Log:
         self.now_ms = clock.now_ms
         self.loop = asyncio.get_running_loop()
         self.thread_id = threading.get_ident()
+        self.observer: Observer | None = None
         self.failed: str | None = None
         self.commits = 0
         # Whether the unpersisted window is full: whoever would append more must wait (I14).
@@ -173,8 +175,12 @@ class Log:
                 for run, frame in zip(runs, frames, strict=True):
                     if run.record.run_id in fenced:
                         run.fence("another process commits for this run")
+                        if self.observer is not None:
+                            self.observer.left(run)
                     else:
                         run.committed(frame)
+                        if self.observer is not None:
+                            self.observer.committed(run, frame)
                 self.full = self._is_full()
                 self._give_room()
         except StoreError as error:

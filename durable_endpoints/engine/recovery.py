@@ -154,6 +154,8 @@ class Recovery:
             logger.exception("run %s is damaged and set aside", run.id)
             run.park("dead", f"damaged: {error}")
             return
+        if self.engine.observer is not None:
+            self.engine.observer.resumed(run, entries)
         run.cancelling = any(entry.kind == Kind.CANCEL for entry in entries)
         if run.cancelling and not any(entry.kind in _UNWOUND for entry in entries):
             run.waits.close()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
@@ -14,6 +15,7 @@ import orjson
 
 from durable_endpoints import failures
 from durable_endpoints.codec import Codec
+from durable_endpoints.engine.observing import observed, observed_plain
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.errors import ControlSignal, Diverged, StepFailed
@@ -147,7 +149,9 @@ async def run_step(
     failure: Exception | None = None
     value = None
     try:
+        observer = run.log.observer
         work = function(*args, **kwargs)
+        work = work if observer is None else observed(observer.attempt(run, ident, spec), work)
         value = await (work if spec.timeout_s is None else timed(work, spec.timeout_s))
     except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
         failure = error
@@ -265,6 +269,9 @@ def _run_plain(
     token = SCOPE.set(scope.inside_step())
     failure: Exception | None = None
     data, value = b"", None
+    if run.log.observer is not None:
+        seen = run.log.observer.attempt(run, ident, spec)
+        function = partial(observed_plain, seen, function)
     try:
         value = function(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from durable_endpoints import failures
+from durable_endpoints.engine.observing import observed_items
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.engine.steps import StepSpec, as_recorded, claim, deliver, hash_args, settle
@@ -66,10 +67,12 @@ async def run_stream(
         run.append(Kind.STREAM, key, policy, check=check, args=recorded_args)
     attempts = StreamAttempts(scope, spec, key, call, check)
     await attempts.pause()
+    seen = run.log.observer
     while True:
         if spec.on_interrupt == "resume":
             kwargs = {**kwargs, "recorded": list(items)}
         source = function(*args, **kwargs)
+        source = source if seen is None else observed_items(seen.attempt(run, ident, spec), source)
         try:
             async with aclosing(_live(scope, spec, key, source, attempts, items)) as live:
                 if spec.on_interrupt == "hold":

@@ -7,7 +7,6 @@ from types import AsyncGeneratorType
 from typing import cast
 
 from durable_endpoints.llm.library import ByteStream
-from durable_endpoints.llm.upstream import Ending
 
 
 class Body(ByteStream):
@@ -15,13 +14,11 @@ class Body(ByteStream):
 
     def __init__(
         self, pieces: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]],
-        count: Callable[[bytes | None], None] | None = None, ending: Ending | None = None,
+        count: Callable[[bytes | None], None] | None = None,
     ) -> None:  # fmt: skip
         self._pieces = pieces
         self._close = close
         self._count = count
-        self._ending = ending
-        self._complete = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield what is left of the body."""
@@ -33,8 +30,6 @@ class Body(ByteStream):
                 return
             if self._count is not None:
                 self._count(piece)
-            if self._ending is not None and self._ending.reached(piece):
-                self._complete = True
             yield piece
 
     def _end(self) -> None:
@@ -46,8 +41,6 @@ class Body(ByteStream):
         """Leave the body, and close the connection that it comes from."""
         self._end()
         if not cast("AsyncGeneratorType[bytes, None]", self._pieces).ag_running:
-            if self._complete:  # nothing follows: that is its end, not a reader's leaving it
-                await anext(self._pieces, b"")
             await self._pieces.aclose()
         await self._close()
 

@@ -14,7 +14,7 @@ import httpx
 from durable_endpoints.engine.attempts import run_attempts
 from durable_endpoints.engine.scope import Scope
 from durable_endpoints.engine.steps import StepSpec, run_step
-from durable_endpoints.engine.streams import run_stream
+from durable_endpoints.engine.streams import Last, run_stream
 from durable_endpoints.hints import delay_hint
 from durable_endpoints.limits import RESULT_BYTES_MAX
 from durable_endpoints.llm.answers import (
@@ -44,6 +44,8 @@ _AGAIN_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
 # What a provider asks to wait is kept up to this: a reader is waiting.
 _HINT_S_MAX: Final = 60.0
 _SAID_BYTES: Final = 500
+# How long the last event is held for the end of its stream, which is recorded with it.
+_END_S: Final = 0.05
 _JSON: Final = ("application/json", "application/problem+json")
 
 
@@ -87,8 +89,7 @@ class Exchange:
         if self._live is not None:
             headers += secret_headers(self._live)
             extensions = self._live.extensions
-        ending = Ending() if is_plain_events(answer) else None
-        body = Body(self._body(answer), self.close, self._count(answer), ending)
+        body = Body(self._body(answer), self.close, self._count(answer))
         return response_of(self._request, answer.status, headers, extensions, body)
 
     def _count(self, answer: Answer) -> Callable[[bytes | None], None]:
@@ -157,7 +158,7 @@ class Exchange:
         source = self._resumed if policy == "resume" else self._pieces
         return run_stream(self._scope, self._body_call, spec, source, (), {})
 
-    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self) -> AsyncGenerator[bytes | Last[bytes], None]:
         """Give the body on as it comes; all of it again if a crash took it."""
         answer = self._known()
         upstream = self._upstream
@@ -167,17 +168,18 @@ class Exchange:
         ending = Ending() if is_plain_events(answer) else None
         try:
             while (piece := await upstream.read()) is not None:
-                yield piece
-                if ending is not None and ending.reached(piece):
-                    upstream.finish()
-                    return
+                # With the end: no crash can make half an answer of a whole one.
+                last = await _is_last(upstream, ending, piece)
+                yield Last(piece) if last else piece
         except BaseException:
             await upstream.close()
             raise
 
-    async def _resumed(self, *, recorded: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+    async def _resumed(
+        self, *, recorded: Sequence[bytes]
+    ) -> AsyncGenerator[bytes | Last[bytes], None]:
         """Give the body on; wherever it breaks off, let the provider go on from there."""
-        progress, broken = Progress(self._request), 0
+        progress, broken, ending = Progress(self._request), 0, Ending()
         for known in recorded:
             progress.take(known)
         if progress.begun and not progress.known:
@@ -191,9 +193,10 @@ class Exchange:
                 upstream = await self._again(with_header(request, "accept-encoding", "identity"))
             try:
                 while (piece := await upstream.read()) is not None:
-                    yield piece
-                    progress.take(piece)
+                    last = await _is_last(upstream, ending, piece)
+                    over = progress.take(piece)
                     broken = 0
+                    yield Last(piece) if last and over else piece
             except library_of(self._request).TransportError:
                 if not progress.known or broken + 1 == len(_AGAIN_S):
                     raise  # with nothing read yet, another request would be paid for
@@ -242,6 +245,16 @@ class Exchange:
     def _known(self) -> Answer:
         assert self._answer is not None, "the head comes before the body"
         return self._answer
+
+
+async def _is_last(upstream: Upstream, ending: Ending | None, piece: bytes) -> bool:
+    """Say whether a piece is the last one; if so, the connection is left to its end."""
+    if ending is None:
+        return await upstream.is_over()
+    if ending.reached(piece):
+        upstream.finish()
+        return True
+    return await upstream.is_over(_END_S if ending.is_near(piece) else 0.0)
 
 
 def _is_stream(response: httpx.Response) -> bool:

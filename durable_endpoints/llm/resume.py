@@ -33,8 +33,8 @@ class Progress:
         self.begun = False
         self.over = False
 
-    def take(self, piece: bytes) -> None:
-        """Take whole events."""
+    def take(self, piece: bytes) -> bool:
+        """Take whole events; say whether the response is over with them."""
         self.begun = True
         events = _DATA.findall(piece)
         if self._id is None:
@@ -44,7 +44,8 @@ class Progress:
             if isinstance(event.get("sequence_number"), int):
                 self._last = event["sequence_number"]
                 self.over = event.get("type") in _OVER
-                return
+                break
+        return self.over
 
     @property
     def known(self) -> bool:

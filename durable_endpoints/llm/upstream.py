@@ -22,6 +22,11 @@ BLOCK_BYTES_MAX: Final = 4 * 1024 * 1024
 # How long a connection may take to come to its end behind the last event, to be used again.
 _FINISH_S: Final = 1.0
 _TAIL_BYTES: Final = 1024
+_NAME_BYTES: Final = 64
+# With these OpenAI's responses are over; a word or two may yet follow.
+_LAST_NAMES: Final = frozenset(
+    b"event: response." + name for name in (b"completed", b"failed", b"incomplete")
+)
 _BLOCK_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # Behind these events nothing follows: OpenAI's chat completions, Anthropic's messages.
 _TERMINAL: Final = re.compile(
@@ -90,10 +95,18 @@ class Upstream:
             _wake(self._room)
         return data
 
+    async def is_over(self, patience_s: float = 0.0) -> bool:
+        """Say whether nothing follows what was given on; wait so long for the end, at most."""
+        if patience_s and not self._ended and not self._parts:
+            self._wanted = self._loop.create_future()
+            await asyncio.wait([self._wanted], timeout=patience_s)
+        return self._ended and self._failure is None and not self._parts
+
     async def close(self) -> None:
-        """Close the connection now."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        """Close the connection now, unless it is left to its end."""
+        if not self._discarding:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     def finish(self) -> None:
         """Let the connection come to its end by itself: nothing of it is wanted any more."""
@@ -150,8 +163,16 @@ class Ending:
 
     def __init__(self) -> None:
         self._tail = b""
+        self._name = b""
 
     def reached(self, data: bytes) -> bool:
         """Say whether the stream is complete with this piece."""
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         return _TERMINAL.search(self._tail) is not None
+
+    def is_near(self, data: bytes) -> bool:
+        """Say whether this piece has the event behind which the end of the stream comes soon."""
+        at = data.rfind(b"event: ")
+        if at >= 0:
+            self._name = data[at : at + _NAME_BYTES].partition(b"\n")[0].strip()
+        return self._name in _LAST_NAMES and data.endswith(_BLOCK_ENDS)

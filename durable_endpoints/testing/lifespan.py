@@ -28,17 +28,19 @@ async def lifespan(inner: ASGIApp, app: Any) -> AsyncIterator[dict[str, Any]]:
     async def send(message: Message) -> None:
         if message["type"].startswith("lifespan.startup.") and not started.done():
             failed = message["type"].endswith("failed")
-            started.set_result(message.get("message", "no reason given") if failed else None)
+            lines = message.get("message", "").strip().splitlines() or ["it gave no reason"]
+            started.set_result(lines[-1] if failed else None)  # of a traceback
 
     async def run() -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "app": app, "state": state}
         try:
             await inner(scope, messages.get, send)
         except Exception as error:
-            if started.done():
+            if not started.done():
+                # The ASGI specification: an app that raises here knows no lifespan.
+                started.set_result(f"{error!r}" if _knows_lifespan(inner) else None)
+            elif started.result() is None:
                 raise
-            # The ASGI specification: an app that raises here knows no lifespan.
-            started.set_result(f"{error!r}" if _knows_lifespan(inner) else None)
         finally:
             if not started.done():
                 started.set_result(None)

@@ -33,7 +33,7 @@ from durable_endpoints.testing.offline import OfflineJournal, OfflineRun, offlin
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 5.0
 _ENDS: Final = TERMINAL_KINDS | {Kind.GAVE_UP}
 
 

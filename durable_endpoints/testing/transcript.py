@@ -13,6 +13,8 @@ _OURS: Final = re.compile(r"(?P<run>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})
 RUN: Final = "durable.run"
 DONE: Final = "durable.done"
 REWIND: Final = "durable.rewind"
+# What becomes of a run between its events, for readers that ask for control events.
+STATES: Final = frozenset({"durable.suspended", "durable.resumed"})
 # Statuses at which the response is whole, or nothing more will come of it.
 FINAL: Final = frozenset({"completed", "failed", "cancelled", "dead", "running"})
 
@@ -73,6 +75,8 @@ class Transcript:
             self._named(json.loads(block.data)["run_id"])
         elif block.event == DONE and block.id is None:
             self._done(json.loads(block.data))
+        elif block.event in STATES and block.id is None and self.control:
+            json.loads(block.data)
         else:
             self._event(block)
 

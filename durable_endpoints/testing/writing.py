@@ -14,8 +14,9 @@ from durable_endpoints.testing.exported import Exported
 _TEST = '''"""{name}, as it {status} on {day}: replayed against today's code.
 
 Written by `durable export` from run {run_id}.
-Recorded steps return what they returned then; no step, effect or wait begins. It fails when the handler calls other steps, gives them other
-arguments, or answers something else. Was that meant? Then export a newer run in its place.
+Recorded steps return what they returned then; no step, effect or wait begins. It fails
+when the handler calls other steps, gives them other arguments, or answers something else.
+Was that meant? Then export a newer run in its place.
 """
 
 import asyncio

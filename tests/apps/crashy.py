@@ -281,19 +281,19 @@ async def undone(ms: float = 20) -> dict[str, Any]:
 
 
 @step(retry=Retry(attempts=1))
-async def given_up(label: str) -> Made:
+async def given_up(label: str, mended: str) -> Made:
     made = executed(label)
-    if not os.path.exists("mended"):
+    if not os.path.exists(mended):
         raise ConnectionError("not yet")
     return made
 
 
 @routes.post("/dead")
 @durable
-async def dead() -> Made:
-    """Is dead, until there is a file `mended` and somebody has it go on."""
+async def dead(mended: str) -> Made:
+    """Is dead, until there is a file of this name and somebody has it go on."""
     await draw("before", 0)
-    return await given_up("given-up")
+    return await given_up("given-up", mended)
 
 
 @routes.post("/poison")

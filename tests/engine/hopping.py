@@ -14,7 +14,7 @@ from durable_endpoints.engine.recovery import Recovery
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
-from tests.engine.worlds import PATIENCE_S, World
+from tests.engine.worlds import World
 
 
 class HoppingStore(MemoryStore):
@@ -138,16 +138,18 @@ class HoppingWorld(World):
         """End the process here: what is on its way to the store may get there, and no more."""
         engine = self.engine
         self.hands.dead = engine.leaving = True
+        engine.log.failed = "the process is gone"
         tasks = {run.task for run in engine.runs.values() if run.task is not None} | engine.tasks
         if engine.log._writing is not None:
             tasks.add(engine.log._writing)
         for run in list(engine.runs.values()):
             run.fence("the process is gone")
-        for task in tasks:
-            task.cancel()
-        waiting = [task for task in tasks if task is not asyncio.current_task()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=PATIENCE_S)
+        left = {task for task in tasks if task is not asyncio.current_task()}
+        async with asyncio.timeout(5):
+            while left:  # some tidy up: they wait for the store once more
+                for task in left:
+                    task.cancel()
+                _, left = await asyncio.wait(left, timeout=0.01)
 
 
 def play(

@@ -120,7 +120,7 @@ async def _sequence(program: list[Any], path: str) -> list[Any]:
     return [await _perform(op, f"{path}.{number}") for number, op in enumerate(program)]
 
 
-async def _perform(op: list[Any], path: str) -> Any:
+async def _perform(op: list[Any], path: str) -> Any:  # noqa: PLR0912 - one case an operation
     match op:
         case ["step"]:
             return await plain(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_days_pass_in_milliseconds_and_timers_fire_in_order(grace_s: float) -> N
         await clock.skip(days=2)
         took = time.monotonic() - began
         times = [datetime.fromisoformat(t) for t in await (await one.ended(run.id)).result()]
-        waited = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        waited = [later - earlier for earlier, later in pairwise(times)]
         for found, wanted in zip(waited, (1, 30, 0.5), strict=True):
             assert timedelta() <= found - timedelta(days=wanted) < timedelta(seconds=2)
         assert took < QUICK_S

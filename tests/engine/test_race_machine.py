@@ -38,6 +38,7 @@ REFUSALS = (RunEnded, AlreadyAnswered, SignalRefused, Overloaded)
 recovery.RECOVERY_BACKOFF_S = (0.0,) * 6  # type: ignore[misc]
 _ROUNDS = 60
 _PROMPT_S = 5.0
+_CUT = "Task was destroyed but it is pending"
 ANSWERS: dict[str, Any] = {
     "approval": {"approved": True}, "decision": {"action": "retry"}, "signal": 0,
 }  # fmt: skip
@@ -253,7 +254,10 @@ class Races(RuleBasedStateMachine):
             self.run(self._judge())
             self.run(self.one.engine.close())
             assert not self.one.failures, self.one.failures
-            errors = [error for error in self.loop_errors if "Fenced(" not in error]
+            # A crash cuts tasks off anywhere; without one, nothing may be left lying about.
+            crashed = self.outside.crashes
+            cut = ("Fenced(", _CUT) if crashed else ()
+            errors = [e for e in self.loop_errors if not any(word in e for word in cut)]
             assert not errors, errors
         finally:
             self.runner.close()

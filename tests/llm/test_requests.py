@@ -463,6 +463,59 @@ def test_a_complete_answer_is_complete_whatever_its_connection_does(provider: Pr
     assert len(provider.counted()) == 1
 
 
+def test_the_end_is_recorded_with_the_last_piece(provider: Provider) -> None:
+    """However the consumer leaves after it."""
+
+    async def main() -> None:
+        async with world() as one:
+            client = durable_client(llm_hosts=["127.0.0.1:*"])
+            chat, responses = "/v1/chat/completions", "/v1/responses"
+            kept = []
+
+            async def body() -> None:
+                for path, last in ((chat, b"[DONE]"), (responses, b"response.completed")):
+                    asked = {"model": "m?n=3&pace=5", "messages": ASK, "input": "x", "stream": True}
+                    response = await client.send(
+                        client.build_request("POST", provider.url + path, json=asked), stream=True
+                    )
+                    kept.append(response)
+                    async for piece in response.aiter_raw():
+                        if last in piece:
+                            break
+
+            _, entries = await run(one, body)
+            ends = [n for n, kind in enumerate(kinds(entries)) if kind == "STREAM_END"]
+            assert len(ends) == 2
+            assert all(kinds(entries)[n - 1] == "ITEM" for n in ends)
+            assert not [e for e in entries if e.kind == Kind.STREAM_END and e.payload == b"closed"]
+            for response in kept:
+                await response.aclose()
+            await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_connection_is_used_again(provider: Provider) -> None:
+    async def main() -> None:
+        async with world() as one, TCPProxy(provider.port) as proxy:
+            client = sdk(proxy.url)
+
+            async def body() -> None:
+                for _ in range(4):
+                    stream = await client.chat.completions.create(
+                        model="m?n=3&pace=2", messages=ASK, stream=True
+                    )
+                    async for _ in stream:
+                        pass
+                    await asyncio.sleep(0.05)
+
+            await run(one, body)
+            assert proxy.connections == 1
+            await client.close()
+
+    asyncio.run(main())
+
+
 def test_half_of_a_large_json_answer_is_nothing(provider: Provider) -> None:
     """Something was shown while it came, so a stream would be interrupted: this is none."""
 

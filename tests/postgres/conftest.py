@@ -13,6 +13,11 @@ from tests.support.postgres import Cluster, programs
 Nodes = Callable[..., AbstractAsyncContextManager[list[PostgresStore]]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fleet-times", type=int, default=1, help="so many times the trouble")
+    parser.addoption("--fleet-seed", type=int, default=None, help="seed of the fleet's trouble")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     if programs() is None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # A run that takes so many processes with it dies of it, and has only to be revived once.
 REVIVED = 7
+REVIVALS_MAX = 3
 # Programs are drawn until one has what makes the entries that are sought.
 SEARCHES = 60
 MADE_BY = {
@@ -99,24 +100,24 @@ class Starter(Client):
         low = 3 if world.sought else 0
         self.seed, self.size = seed, int(2 ** chance.uniform(low, 5))
         self.poison = chance.choice((1, 2, REVIVED, 99)) if chance.random() < 0.04 else 0
-        self.fails = chance.random() < 0.1
+        self.ends = chance.choice(programs.ENDS) if chance.random() < 0.14 else ""
         kind = world.sought.partition(".")[0]
         if kind == "retry" or world.sought == "client.retry":
             self.poison = REVIVED
-        if kind == "failed":
-            self.fails = True
+        if kind in ("failed", "gave_up"):
+            self.ends = "fails" if kind == "failed" else "gives up"
         for _ in range(SEARCHES * (kind in MADE_BY)):
             if MADE_BY[kind] in ops.kinds_of(programs.program(self.seed, self.size)):
                 break
             self.seed = chance.randrange(1 << 30)
         self._at_s = chance.choice((0.0, 0.0, 0.01, 1.0)) * chance.random()
         self.run_id = ""
-        self._tries = 0
+        self._tries = self._revived = 0
 
     @property
-    def args(self) -> tuple[int, int, int, bool]:
+    def args(self) -> tuple[int, int, int, str]:
         """What its run is called with."""
-        return self.seed, self.size, self.poison, self.fails
+        return self.seed, self.size, self.poison, self.ends
 
     def __str__(self) -> str:
         return f"starter of {self.run_id or 'nothing yet'}"
@@ -149,7 +150,10 @@ class Starter(Client):
         status = world.disk.status(self.run_id)
         if status != live.record.status:
             world.blame("I1", self.run_id, f"shown as {live.record.status}, is {status}")
-        if status == "dead" and self.poison == REVIVED:
+        revivable = self.poison == REVIVED or self.ends == "gives up"
+        if status == "dead" and revivable and self._revived < REVIVALS_MAX:
+            self._revived += 1
+            world.mended.add(self.run_id)
             process.reach("client.retry")
             await process.engine.retry(live)
             world.sometimes("a dead run goes on")
@@ -177,9 +181,11 @@ class Starter(Client):
                 label = value.partition("=")[0]
                 if value not in journal.final.get(label, ""):
                     self.world.blame("I2", self.run_id, f"its result has {value}, not recorded")
-        elif status == "dead" and not self.poison:
+        elif status == "dead" and not (self.poison or self.ends == "gives up"):
             self.world.blame("I17", self.run_id, "it is dead, and did no harm")
-        elif status == "failed" and not self.fails:
+        elif status == "failed" and not (
+            self.ends == "fails" or (self.ends == "gives up" and journal.undoable)
+        ):
             self.world.blame("I2", self.run_id, f"it failed: {journal.entries[-1].payload!r}")
         elif status == "cancelled" and not journal.cancel:
             self.world.blame("I15", self.run_id, "it is cancelled, and nobody asked")

@@ -176,6 +176,13 @@ class Journal:
     def _cancel(self, entry: Entry) -> None:
         self.cancel = True
 
+    def _retry(self, entry: Entry) -> None:
+        """A dead run goes on: the failure that it died of is void."""
+        for key in json.loads(entry.payload):
+            for label in [label for label, ident in self.idents.items() if ident == key]:
+                self.final.pop(label, None)
+                self.attempts.pop(key.rpartition("/")[2], None)
+
     # --- what it says
 
     def undone(self) -> list[str]:
@@ -211,6 +218,7 @@ _RULES: Final[dict[Kind, Callable[[Journal, Entry], None]]] = {
     Kind.SIGNAL: Journal._signal,
     Kind.UNDOABLE: Journal._undoable,
     Kind.CANCEL: Journal._cancel,
+    Kind.RETRY: Journal._retry,
 }
 
 

@@ -141,11 +141,25 @@ async def die(label: str, who: str, times: int) -> str:
         return value
 
 
+@durable.step(retry=durable.Retry(attempts=2, initial=0.01))
+async def stubborn(label: str) -> str:
+    """Fail, until somebody mends what is wrong."""
+    with here().executing(label) as value:
+        if durable.current_run().id not in here().world.mended:
+            raise ConnectionError("not yet")
+        return value
+
+
+# How programs end that do not end well.
+ENDS: Final = ("fails", "gives up")
+
+
 @durable.durable
-async def play(seed: int, size: int, poison: int = 0, fails: bool = False) -> dict[str, Any]:
+async def play(seed: int, size: int, poison: int = 0, ends: str = "") -> dict[str, Any]:
     """Run a program; `poison` is how often it takes the process with it at its end.
 
-    The programs of one seed and size are the same.
+    `ends` is how it ends itself: "" well, or as `ENDS` says. The programs of one seed and size
+    are the same.
     """
     told = Told()
     out = [await play_node(node, told) for node in program(seed, size)]
@@ -153,6 +167,8 @@ async def play(seed: int, size: int, poison: int = 0, fails: bool = False) -> di
         await die(f"poison{poison}", f"{seed}/{size}", poison)
         told.texts.append("survived")
         durable.emit("survived")
-    if fails:
+    if ends == "fails":
         raise RuntimeError("it was to fail")
+    if ends == "gives up":
+        out.append(await stubborn("stubborn"))
     return {"out": out, "told": told.texts}

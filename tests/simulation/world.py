@@ -59,6 +59,7 @@ class World:
         self.effect_keys: dict[tuple[str, str], str] = {}
         self.acted: Counter[tuple[str, str]] = Counter()
         self.received: dict[str, str] = {}  # what the receiver of the effects has, by key
+        self.mended: set[str] = set()  # runs whose trouble is over
         self._nonces = 0
         self._deaths: Counter[str] = Counter()
         self.disk = Disk(self)

@@ -21,6 +21,8 @@ SIMULATION: Final = "simulation"
 CRASH: Final = "crash points"
 BOTH: Final = (SIMULATION, CRASH)
 
+SEEN: Final[dict[str, Counter[str]]] = {tier: Counter() for tier in BOTH}  # in this process
+
 # Points that stand for a process's end by other means, or that their own tests reach.
 _APART: Final = frozenset({"release.begin", "release.done", "close.begin", "close.done",
                            "delete.begin", "delete.done"})  # fmt: skip
