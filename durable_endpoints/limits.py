@@ -131,8 +131,8 @@ NODES_KEPT_S: Final = 86_400.0
 POSTGRES_OPEN_S: Final = 30.0
 # How long it may take to answer; beyond that the connection is given up and made again.
 POSTGRES_ANSWER_S: Final = 5.0
-# How long a read, or a claim, is tried again while PostgreSQL is away; then the caller is told.
-POSTGRES_PATIENCE_S: Final = 1.0
+# How long a read, or a claim, is tried again while the store is away; then the caller is told.
+STORE_PATIENCE_S: Final = 1.0
 # Waits between two attempts to reach it: from the first to the longest, doubling.
 POSTGRES_RETRY_S: Final = (0.02, 0.5)
 # Connections of one node for reads and claims, beside the writer, the lease and the news.

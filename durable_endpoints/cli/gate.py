@@ -59,7 +59,7 @@ async def replay_one(replayer: Replayer, address: str, wanted: str) -> int:
         entries = await read_journal(store, record.run_id)
     async with replayer.started():
         replayed = await replayer.replay(
-            entries, version=record.version, principal=record.principal
+            entries, run_id=record.run_id, version=record.version, principal=record.principal
         )
     _tell(console_of(), record, replayed)
     return 0 if replayed.ok else 1
@@ -118,7 +118,10 @@ async def _verdict(replayer: Replayer, store: Store, record: RunRecord) -> tuple
     try:
         entries = await read_journal(store, record.run_id)
         replayed = await replayer.replay(
-            entries[: record.last_seq + 1], version=record.version, principal=record.principal
+            entries[: record.last_seq + 1],
+            run_id=record.run_id,
+            version=record.version,
+            principal=record.principal,
         )
     except NotReplayable as error:
         return "drifted", str(error)

@@ -150,6 +150,18 @@ class Remote:
         finally:
             del self._reading[run.id]
 
+    async def current(self, run: LiveRun) -> LiveRun | None:
+        """Return a run as it is now, whoever drives it; None if it has to be loaded anew.
+
+        Raises: StoreAway, StoreFailed.
+        """
+        engine = self._engine
+        if run.ended or engine.runs.get(run.id) is run:
+            return run
+        await self.refresh(run)
+        stale = run.gone is not None and not run.damaged and not engine.leaving
+        return None if stale else run
+
     async def refresh(self, run: LiveRun) -> None:
         """Bring a run that another node drives up to what is durable now.
 

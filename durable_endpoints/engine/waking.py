@@ -75,7 +75,8 @@ class Waking:
 
     def child_awaited(self, run: LiveRun, child_id: str) -> None:
         """Answer the run's wait for a child that may have ended already."""
-        if child_id not in self._engine.runs:
+        child = self._engine.runs.get(child_id)
+        if child is None or child.over:
             self._held[run.id] += 1
             self._engine.spawn(self._tell(run, child_id))
 

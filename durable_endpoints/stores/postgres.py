@@ -31,7 +31,7 @@ from durable_endpoints.stores.postgres_nodes import PostgresNodes
 from durable_endpoints.stores.postgres_query import list_sql, waits_sql
 from durable_endpoints.stores.postgres_rows import ROW, packed, run_of, unpacked, wait_of
 from durable_endpoints.stores.postgres_schema import SCHEMA, migrate
-from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.protocol import PATIENCE_S, Query, StoredFrame, WaitQuery
 from durable_endpoints.stores.waits import match_of
 
 logger = logging.getLogger("durable_endpoints")
@@ -270,7 +270,8 @@ class PostgresStore:
     async def release(self, run_ids: Sequence[str]) -> None:
         """See `Store.release`."""
         ids = list_of(run_ids)
-        await self._ask(lambda c: c.execute(sql("postgres/release"), ids, self.node))
+        release = sql("postgres/release")
+        await self._ask(lambda c: c.execute(release, ids, self.node), limits.STORE_PATIENCE_S)
         if self.nodes is not None:
             self.nodes.handed_over()
 
@@ -296,14 +297,19 @@ class PostgresStore:
         row = await self._ask(lambda c: c.fetchrow(statement, *values))
         return run_of(row) if row is not None else None
 
-    async def _ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _ask(
+        self, work: Callable[[Connection], Awaitable[T]], patience_s: float | None = None
+    ) -> T:
         """Do some work on a connection of the pool; again for a while if PostgreSQL is away.
+
+        For as long as the caller's patience lasts (see `PATIENCE_S`), or `patience_s`.
 
         Raises: StoreAway if it does not come back in time; StoreFailed.
         """
         self._usable()
         assert self._pool is not None
-        until_s = self._clock.monotonic_s() + limits.POSTGRES_PATIENCE_S
+        patience_s = PATIENCE_S.get() if patience_s is None else patience_s
+        began_s = self._clock.monotonic_s()
         wait_s, longest_s = limits.POSTGRES_RETRY_S
         while True:
             try:
@@ -313,7 +319,7 @@ class PostgresStore:
             except Exception as error:
                 if Trouble.of(error) not in (Trouble.AWAY, Trouble.BUSY):
                     raise StoreFailed(f"cannot ask {self.address.shown}: {error}") from error
-                if self._clock.monotonic_s() > until_s:
+                if patience_s is not None and self._clock.monotonic_s() - began_s > patience_s:
                     reason = f"PostgreSQL does not answer: {type(error).__name__}: {error}"
                     raise StoreAway(reason) from error
             await asyncio.sleep(wait_s)

@@ -17,6 +17,7 @@ from durable_endpoints.stores.postgres_lease import Lease
 from durable_endpoints.stores.postgres_link import Address, Connection, sql
 from durable_endpoints.stores.postgres_news import News
 from durable_endpoints.stores.postgres_rows import packed, unpacked
+from durable_endpoints.stores.protocol import PATIENCE_S
 
 logger = logging.getLogger("durable_endpoints")
 
@@ -123,6 +124,7 @@ class PostgresNodes:
 
     async def leave(self) -> None:
         """Hand over all runs of this node, and tell the others."""
+        PATIENCE_S.set(limits.STORE_PATIENCE_S)
         await self._ask(lambda c: c.execute(sql("postgres/leave"), self.node))
         place, told = self._news.place, f"{_ORPHANS} {self.node}"
         await self._ask(lambda c: c.execute(sql("postgres/notify"), [place], [told]))

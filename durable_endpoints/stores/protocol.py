@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from durable_endpoints.limits import STORE_PATIENCE_S
 from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 from durable_endpoints.stores.nodes import Nodes
+
+# How long whoever asks waits while the store is away, in seconds; None: until it is back, as runs
+# do. A client is told after a moment, and comes back.
+PATIENCE_S: Final[ContextVar[float | None]] = ContextVar(
+    "durable_endpoints.patience", default=STORE_PATIENCE_S
+)
 
 
 @dataclass(frozen=True, slots=True)

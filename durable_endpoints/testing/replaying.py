@@ -61,21 +61,23 @@ class NotReplayable(DurableError):
 
 
 async def replay(
-    app: Any, entries: Iterable[Entry | Exported], *, version: str | None = None,
-    principal: str | None = None, lifespan: bool = True, patience: float = PATIENCE_S,
+    app: Any, entries: Iterable[Entry | Exported], *, run_id: str | None = None,
+    version: str | None = None, principal: str | None = None,
+    lifespan: bool = True, patience: float = PATIENCE_S,
 ) -> Replayed:  # fmt: skip
     """Replay one journal. See `Replayer` for several.
 
     `app` is the ASGI app with its DurableMiddleware, or a `@durable` function (or several) for
     runs that `Engine.start` began. `entries` is a journal, as `Run.journal` returns it or as
-    `durable export` wrote it. `version` and `principal` are the run's, if known: a run of
-    another version is not replayed. `lifespan`: whether the app is started up before.
-    `patience`: after how many seconds without any progress the replay is over.
+    `durable export` wrote it. `run_id`, `version` and `principal` are the run's, if known: the
+    id seeds its `random()`, and a run of another version is not replayed. `lifespan`: whether the
+    app is started up before. `patience`: after how many seconds without any progress the replay
+    is over.
 
     Raises: NotReplayable, ValueError if the entries are no journal.
     """
     async with Replayer(app, lifespan=lifespan, patience=patience).started() as replayer:
-        return await replayer.replay(entries, version=version, principal=principal)
+        return await replayer.replay(entries, run_id=run_id, version=version, principal=principal)
 
 
 class Replayer:
@@ -101,8 +103,8 @@ class Replayer:
             yield self
 
     async def replay(
-        self, entries: Iterable[Entry | Exported], *, version: str | None = None,
-        principal: str | None = None,
+        self, entries: Iterable[Entry | Exported], *, run_id: str | None = None,
+        version: str | None = None, principal: str | None = None,
     ) -> Replayed:  # fmt: skip
         """Replay one journal. See `replay`."""
         whole = imported(entries)
@@ -113,7 +115,12 @@ class Replayer:
         offline(engine)
         await engine.open()
         try:
-            run = await _copied(engine, kept, version, principal)
+            at_ms = kept[0].at_ms
+            record = RunRecord(
+                run_id or new_run_id(at_ms), "replay", "running", at_ms, at_ms,
+                version=version or "", principal=principal,
+            )  # fmt: skip
+            run = await _copied(engine, kept, record)
             journal = OfflineJournal(kept)
             other = await self._drive(engine, run, kept[0], journal, checked=version is not None)
         finally:
@@ -203,16 +210,10 @@ async def _has_its_turn(run: Any) -> None:
                 run.replay.take(delivery)
 
 
-async def _copied(
-    engine: Engine, entries: list[Entry], version: str | None, principal: str | None
-) -> OfflineRun:
+async def _copied(engine: Engine, entries: list[Entry], record: RunRecord) -> OfflineRun:
     """Put a copy of a journal into the engine's store, and return its run."""
     at_ms, store = entries[0].at_ms, engine.store
     events = sum(entry.kind in EVENT_KINDS for entry in entries)
-    record = RunRecord(
-        new_run_id(at_ms), "replay", "running", at_ms, entries[-1].at_ms, version=version or "",
-        principal=principal,
-    )  # fmt: skip
     parts = [
         pack_entry(e.kind, e.key.encode(), e.check, e.at_ms, e.took_us, e.args, e.payload)
         for e in entries

@@ -13,10 +13,9 @@ from durable_endpoints.testing.exported import Exported
 
 _TEST = '''"""{name}, as it {status} on {day}: replayed against today's code.
 
-Written by `durable export` from run {run_id}.
-Recorded steps return what they returned then; no step, effect or wait begins. It fails
-when the handler calls other steps, gives them other arguments, or answers something else.
-Was that meant? Then export a newer run in its place.
+Written by `durable export`. Recorded steps return what they returned then; no step, effect or
+wait begins. It fails when the handler calls other steps, gives them other arguments, or answers
+something else. Was that meant? Then export a newer run in its place.
 """
 
 import asyncio
@@ -25,6 +24,7 @@ import json
 from durable_endpoints.testing import replay
 from {module} import {top}
 
+RUN = "{run_id}"
 JOURNAL = json.loads(
     r\'\'\'
 {journal}
@@ -33,7 +33,7 @@ JOURNAL = json.loads(
 
 
 def test_{test}() -> None:
-    replayed = asyncio.run(replay({app}, JOURNAL{more}))
+    replayed = asyncio.run(replay({app}, JOURNAL, run_id=RUN{more}))
     assert replayed.ok, replayed.difference
 '''
 

@@ -564,3 +564,46 @@ def test_a_timeout_of_a_run_ends_also_what_is_started_without_a_request() -> Non
         assert (await ended(one, run.id)).status == "failed"
 
     play(scenario)
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_what_a_sibling_does_while_a_failed_run_is_undone_is_undone_too(crash: bool) -> None:
+    hang, slow = asyncio.Event(), asyncio.Event()
+
+    async def undo(what: str) -> None:
+        if what == "flight" and crash and not hang.is_set():
+            note("hangs")
+            await asyncio.sleep(60)
+        note("undo", what)
+
+    @effect(compensate=undo)
+    async def book(what: str) -> None:
+        note("begin", what)
+        if what == "hotel":
+            await slow.wait()
+        note("book", what)
+
+    async def fails() -> None:
+        await until(lambda: "hotel" in calls["begin"])
+        raise RuntimeError("no car")
+
+    @durable
+    async def trip() -> None:
+        await book("flight")
+        await asyncio.gather(step.run("fails", fails), book("hotel"))
+
+    async def scenario(one: HoppingWorld) -> None:
+        run = await one.start(trip)
+        await until(lambda: "hotel" in calls.get("begin", ()))
+        await asyncio.sleep(0.05)  # it has failed, and begins to be undone
+        slow.set()
+        if crash:
+            await until(lambda: "hangs" in calls)
+            await asyncio.sleep(0.05)
+            await one.crash()
+            hang.set()
+            await one.boot()
+        assert (await ended(one, run.id)).status == "failed"
+        assert sorted(calls["undo"]) == sorted(set(calls["book"]))
+
+    play(scenario)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from example_processes import EXAMPLES, WORD_S, Process, Serve, free_port
+
+from tests.examples.example_processes import EXAMPLES, WORD_S, Process, Serve, free_port
 
 
 @pytest.fixture

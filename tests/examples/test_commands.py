@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from click.testing import CliRunner, Result
-from example_processes import EXAMPLES, Process, Serve, messages, until
 
 from durable_endpoints.cli.commands import cli
+from tests.examples.example_processes import EXAMPLES, Process, Serve, messages, until
 
 WORDS = 200
 

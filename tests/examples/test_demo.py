@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from example_processes import EXAMPLES, Process, free_port, messages, offset, rest_of
 
 from durable_endpoints.cli.commands import cli
 from durable_endpoints.demo import weights
 from durable_endpoints.demo.chat import TOKENS_MAX
+from tests.examples.example_processes import EXAMPLES, Process, free_port, messages, offset, rest_of
 
 sys.path.insert(0, str(EXAMPLES))
 

@@ -12,9 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
-from example_processes import EXAMPLES, Process, Serve, messages, offset, rest_of, until
 
 from durable_endpoints.client import Message
+from tests.examples.example_processes import (
+    EXAMPLES,
+    Process,
+    Serve,
+    messages,
+    offset,
+    rest_of,
+    until,
+)
 
 sys.path.insert(0, str(EXAMPLES))
 

@@ -13,9 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
-from example_processes import EXAMPLES, Process, Serve, free_port, messages, rest_of, until
 
 from durable_endpoints.client import Message
+from tests.examples.example_processes import (
+    EXAMPLES,
+    Process,
+    Serve,
+    free_port,
+    messages,
+    rest_of,
+    until,
+)
 
 pytestmark = pytest.mark.crash
 

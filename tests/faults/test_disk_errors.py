@@ -173,9 +173,8 @@ def test_a_directory_that_cannot_be_written_refuses_the_start(tmp_path: Path) ->
     assert SAYS[REFUSED] in server.tail(5), server.tail()
 
 
-@pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
-def test_a_full_disk(tmp_path: Path) -> None:
-    """Real ENOSPC: exit, restarts refused until there is room, nothing lost."""
+def full(filler: Path) -> Life:
+    """Return a life that ends when its disk is full; a restart is refused until there is room."""
 
     async def live(server: CrashServer) -> bool:
         server.arm()
@@ -195,11 +194,16 @@ def test_a_full_disk(tmp_path: Path) -> None:
         filler.unlink()
         return True
 
+    return live
+
+
+@pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Real ENOSPC: exit, restarts refused until there is room, nothing lost."""
     with tmpfs(tmp_path / "disk", "48M") as disk:
-        filler = disk.mount_point / "filler"
         server = CrashServer(tmp_path, store=disk.mount_point / "durable.db",
                              env={"LOCK_WAIT": "1"})  # fmt: skip
-        lives = [("disk full", live)] * 2
+        lives = [("disk full", full(disk.mount_point / "filler"))] * 2
         report = asyncio.run(kill_and_judge(tmp_path, 4, lives, clients=16, server=server))
     print(report)
     # Nobody waited for the answers of those that filled the disk: they are no story's.

@@ -22,6 +22,7 @@ from durable_endpoints import (
     effect,
     now,
     patched,
+    random,
     sleep,
     step,
     wait_for_signal,
@@ -104,7 +105,13 @@ async def buy(item: str, request: Request) -> dict[str, Any]:
     if changed("more"):
         await price("another")
     left = stock(item)
-    return {"paid": paid, "left": left, "at": now().isoformat(), "new": patched("x")}
+    return {
+        "paid": paid,
+        "left": left,
+        "at": now().isoformat(),
+        "lot": random().random(),
+        "new": patched("x"),
+    }
 
 
 @app.get("/chat", response_class=EventSourceResponse)

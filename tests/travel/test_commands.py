@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from durable_endpoints.cli import commands
 from tests.support.server import ROOT, Server
 
 HERE = Path(__file__).parent
@@ -132,6 +133,39 @@ def test_a_backup_is_a_store(durable, runs, directory, tmp_path: Path) -> None:
     assert checked.exit_code == 0
     with Server(APP, tmp_path / "copies", env={"PYTHONPATH": str(HERE)}):
         pass  # its own start check takes it
+
+
+def test_a_damaged_run_is_told_and_the_others_replay(durable, runs, tmp_path: Path) -> None:
+    target = tmp_path / "durable.db"
+    durable("backup", str(target))
+    db = sqlite3.connect(target)
+    with db:
+        (number,) = db.execute("select no from runs where run_id = ?", (runs["bad"],)).fetchone()
+        sql = "update frames set data = zeroblob(40) where id = ?"
+        assert db.execute(sql, (number << 20,)).rowcount == 1
+    db.close()
+    found = durable("replay", "--check", APP, "--store", f"sqlite:///{target}")
+    assert found.exit_code == 1
+    assert runs["bad"] in found.stderr
+    assert "1 damaged: cannot be read" in found.stdout
+    assert "7 as recorded, to the end" in found.stdout
+
+
+def test_runs_are_watched_until_ctrl_c(
+    durable, runs, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "sleep", sleep)
+    found = durable("runs", "--watch", "--url", server.url)
+    assert (found.exit_code, len(looks)) == (0, 2)
+    assert runs["waiting"] in found.stdout
+    assert "leave out --json" in durable("runs", "--watch", "--json", "--url", server.url).stderr
 
 
 def test_a_fork_goes_on_from_a_step(durable, runs, server) -> None:

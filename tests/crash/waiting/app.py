@@ -30,9 +30,9 @@ from durable_endpoints import (
 )
 from durable_endpoints.engine import recovery
 from tests.crash.waiting.points import crashing_store, reach, reach_soon
+from tests.crash.waiting.sink import ATTEMPTS
 
 Answer: TypeAlias = dict[str, Any]
-ATTEMPTS = 4
 BUDGET = Retry(attempts=ATTEMPTS, initial=0.03, factor=1, jitter=0)
 recovery.RECOVERY_BACKOFF_S = (0.0, *[0.05] * 5)  # type: ignore[misc]
 _clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}

@@ -27,6 +27,7 @@ from tests.support.server import ROOT, free_port
 
 ANSWER_S: Final = 0.005  # long enough for the caller to die in the midst of it
 _START_S: Final = 20.0
+ATTEMPTS: Final = 4  # of what the sink refuses
 
 
 class Call(NamedTuple):
@@ -49,7 +50,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         url = urlparse(self.path)
-        payload = self.rfile.read(int(self.headers["content-length"])).decode()
+        size = int(self.headers["content-length"])
+        payload = self.rfile.read(size).decode()
+        if len(payload.encode()) < size:
+            return  # the caller died in the midst of it: it never asked for anything
         key = self.headers["idempotency-key"]
         self.counts[key] += 1
         fails = int(parse_qs(url.query).get("fails", ["0"])[0])
@@ -75,6 +79,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+class Sink(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """Callers die: nothing to say about it."""
 
 
 def read_calls(path: Path, after: int = 0) -> list[Call]:
@@ -114,9 +126,7 @@ def _healthy(url: str) -> bool:
 def main() -> None:
     port, path = int(sys.argv[1]), sys.argv[2]
     Handler.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
-    server.serve_forever()
+    Sink(("127.0.0.1", port), Handler).serve_forever()
 
 
 if __name__ == "__main__":
