@@ -172,6 +172,8 @@ class PostgresStore:
         While PostgreSQL is away it waits, for as long as the node's lease holds; after that every
         run of the batch is reported as fenced: another node may have it by then.
         """
+        if not batch:
+            return frozenset()
         left: Sequence[Frame] = batch
         fenced: frozenset[str] = frozenset()
         unanswered = False

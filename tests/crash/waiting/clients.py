@@ -1,4 +1,4 @@
-"""People and services around the app: they begin runs, answer them, cancel them, and never give up."""
+"""People and services around the app: they begin runs, answer and cancel them, never give up."""
 
 from __future__ import annotations
 
