@@ -85,7 +85,10 @@ class Exchange:
         if self._problem is not None:
             await self._problem.answer(self._send)
         elif self._attached is not None:
-            await self._follow(self._attached)
+            if self._prefers_async():
+                await send_accepted(self._send, self._attached, self._prefix())
+            else:
+                await self._follow(self._attached)
         elif self.run is None:
             if self._held is not None:
                 await self._send(self._held)
@@ -210,7 +213,7 @@ class Exchange:
         run.early = []
         SCOPE.set(RunScope(run))
         self._capture = ResponseCapture(run)
-        if _RESPOND_ASYNC.search(header(self._scope, b"prefer") or ""):
+        if self._prefers_async():
             self._async_reply = True
             self._sender = self._host.spawn(send_accepted(self._send, run, self._prefix()))
         if self._held is not None:
@@ -323,6 +326,9 @@ class Exchange:
             elif error is None:
                 detail = run.record.error or "the app sent no response"
                 await Problem(500, "run-failed", detail).answer(self._send)
+
+    def _prefers_async(self) -> bool:
+        return _RESPOND_ASYNC.search(header(self._scope, b"prefer") or "") is not None
 
     def _prefix(self) -> str:
         return self._host.prefix_of(self._origin)

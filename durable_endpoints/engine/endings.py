@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -15,6 +16,9 @@ from durable_endpoints.engine.undo import PREFIX, compensate
 from durable_endpoints.records import Kind
 
 logger = logging.getLogger("durable_endpoints")
+# How long tasks that outlive a failed handler are waited for: ten seconds.
+_LOOK_S: Final = 0.01
+_SIBLING_LOOKS: Final = 1000
 
 
 async def conclude(
@@ -36,6 +40,8 @@ async def conclude(
         if error is not None and is_cancellation(error) and run.error is None:
             run.fence("the server cancelled the request; the run is taken up again")
             return
+    if run.replay is not None and (run.cancelling or error is not None or run.error is not None):
+        await _let_siblings_replay(run)
     replay = run.replay
     failed = run.cancelling or error is not None or run.error is not None
     if replay is not None and not replay.journal.exhausted_but(PREFIX if failed else None):
@@ -45,6 +51,7 @@ async def conclude(
         failed, run.error = True, "the app returned before its response was complete"
     if failed and not run.cancelling and not run.undo and is_given_up(run, error):
         assert run.given_up is not None
+        run.told = 3
         run.append(Kind.GAVE_UP, run.given_up[1])
         run.park("dead", described(error) if error is not None else None)
         run.waits.stop()  # what is listed stays: a retry comes back to it
@@ -76,10 +83,23 @@ def _left(left: list[str]) -> bytes:
     return orjson.dumps(_named(left)) if left else b""
 
 
+async def _let_siblings_replay(run: LiveRun) -> None:
+    """Wait for tasks that outlive the handler's failure to take what is recorded of them."""
+    for _ in range(_SIBLING_LOOKS):
+        if run.replay is None or run.replay.journal.exhausted_but(PREFIX):
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
 async def _unwind(run: LiveRun) -> list[str]:
     if not run.undo and not run.children:
         return []
     life = run.life
+    life.halted = True
+    for _ in range(_SIBLING_LOOKS):  # what other tasks have begun is undone with the rest
+        if not life.working:
+            break
+        await asyncio.sleep(_LOOK_S)
     run.told = 2  # a cancel now lets it end as cancelled, and does not cut it
     life.working += 1  # somebody is at work on it, though the handler is at its end
     try:

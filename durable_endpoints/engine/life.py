@@ -14,8 +14,9 @@ def expire(waiter: asyncio.Future[bool]) -> None:
 class Life:
     """One going of a run's handler: what an old one still says is void."""
 
-    __slots__ = ("over", "working")
+    __slots__ = ("halted", "over", "working")
 
     def __init__(self) -> None:
         self.over = False  # the handler was begun anew
+        self.halted = False  # nothing new begins: that, or the run is being undone
         self.working = 0  # steps at work: the run is not idle

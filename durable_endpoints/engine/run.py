@@ -78,7 +78,7 @@ class LiveRun:
         self.life = Life()
         self.resting = False  # suspended: fenced here until it is woken
         self.cancelling = False
-        self.told = 0  # 1: that it is cancelled; 2: it is at its end, and not to be disturbed
+        self.told = 0  # 1: that it is cancelled; 2: being undone, not to be disturbed; 3: parked
         self.given_up: tuple[BaseException, bytes] | None = None  # a step out of retries; its key
         self.undo: list[Undo] = []
         self.children: dict[str, str] = {}  # run id -> name
@@ -146,7 +146,7 @@ class LiveRun:
         self.durable_seq, self.durable_offset = record.last_seq, record.events
         self.crc = self._hash_in
         self._status = record.status
-        self.life.over = True
+        self.life.over = self.life.halted = True
         self.life = Life()
         self.pace = Pace(self.log.loop, self.log.clock.monotonic_s())
         self.fenced, self.replay, self.task = None, None, None

@@ -43,8 +43,9 @@ class Scope:
 
         Raises: Fenced in what is left of a handler that has been begun anew.
         """
-        if self.life.over:
+        if self.life.halted:
             self.check_life()
+            raise asyncio.CancelledError("the run has failed, and is being undone")
         number = self.calls
         self.calls = number + 1
         if not number:

@@ -44,6 +44,8 @@ async def _cancel_live(run: LiveRun) -> None:
     await asyncio.sleep(0)  # a task that has not begun would end without a word
     while _is_unread(run):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.005)  # its journal is being read
+    if run.told == 3:
+        raise Fenced("it is being parked as dead")
     if not run.cancelling and not run.over:
         run.append(Kind.CANCEL)
         run.cancelling = True

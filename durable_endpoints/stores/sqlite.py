@@ -30,6 +30,7 @@ Rows: TypeAlias = list[RunRecord]  # inside the class, `list` is a method
 SCHEMA: Final = 1
 # What a commit adds to the log besides the frames: some index and table pages.
 _COMMIT_BYTES: Final = 12 * limits.KIB
+_UNFINISHED: Final = frozenset({"running", "suspended", "dead", "diverged"})
 _SQL: Final = Path(__file__).parent / "sql"
 
 
@@ -139,9 +140,18 @@ class SQLiteStore:
             if value is not None:
                 terms.append(f"{column} {sign} ?")
                 values.append(value)
+        # A partial index is used only where its own condition is to be read in the statement.
+        if query.statuses and _UNFINISHED.issuperset(query.statuses):
+            terms.append("status in ('running', 'suspended', 'dead', 'diverged')")
+        if query.concurrency_key is not None:
+            terms.append("concurrency_key is not null")
+            terms.append("status in ('running', 'suspended', 'diverged')")
+        if query.due_ms is not None:
+            terms.append("wake_at_ms is not null")
         where = f"where {' and '.join(terms)} " if terms else ""
         values.append(min(query.limit, limits.LIST_ROWS_MAX))
-        return await self._rows(f"{where}order by run_id desc limit ?", tuple(values))
+        index = "indexed by runs_due " if query.due_ms is not None else ""
+        return await self._rows(f"{index}{where}order by run_id desc limit ?", tuple(values))
 
     async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:
         """See `Store.waits`."""

@@ -1,4 +1,6 @@
-"""Sixteen engines, each broken in one place, and the test that has to notice.
+"""Engines, each broken in one place, and the test that has to notice.
+
+M1 to M16 break a promise of the design each; from M17 on they bring back what was once wrong.
 
 `python -m tests.crash.mutants [M1 M7 ...]` copies the package and its tests, breaks one place,
 runs the tests that are named for it, and prints a table. A mutant that survives, or whose place
@@ -47,13 +49,14 @@ GUARDS: Final = "tests/crash/test_guards.py"
 REPLAY: Final = "tests/engine/test_replay.py"
 DISK: Final = "tests/faults/test_disk_errors.py"
 POINTS: Final = "tests/crash/test_crash_points.py"
+SIMULATION: Final = "tests/simulation/test_simulation.py::test_no_schedule_breaks_a_promise"
 
 MUTANTS: Final = (
     Mutant(
         "M1", "publishes at append, not at the commit (I1)",
-        (Patch("engine/run.py", "        self.recent.append(event)\n",
-               "        self.recent.append(event)\n        self.durable_offset = self.offset\n"
-               "        self.wake()\n"),),
+        (Patch("engine/run.py", "        self.recent.add(event)\n        return event\n",
+               "        self.recent.add(event)\n        self.durable_offset = self.offset\n"
+               "        self.wake()\n        return event\n"),),
         (f"{GUARDS}::test_i1_nothing_leaves_before_it_is_durable",),
     ),
     Mutant(
@@ -63,10 +66,10 @@ MUTANTS: Final = (
         ("tests/server/test_slow_disk.py",),
     ),
     Mutant(
-        "M3", "shows a `hold` stream before all of it is there (I5)",
-        (Patch("engine/streams.py", 'if spec.on_interrupt == "hold":', "if False:"),),
-        (f"{REPLAY}::test_a_half_streamed_step_follows_its_policy",
-         f"{POINTS}::test_crash_points[interrupted]"),
+        "M3", "an effect does not wait for its intent to be durable (I3)",
+        (Patch("engine/attempts.py", "            await run.durable(seq)\n        finally:\n",
+               "            await asyncio.sleep(0)\n        finally:\n"),),
+        (SIMULATION,),
     ),
     Mutant(
         "M4", "takes a failed write for a done one (I9)",
@@ -99,10 +102,10 @@ MUTANTS: Final = (
         (f"{DISK}::test_a_start_syncs_what_a_kill_left",),
     ),
     Mutant(
-        "M8", "chance depends on the attempt (I11)",
-        (Patch("engine/context.py", '_random.Random(f"{scope.run.id}/{scope.path}")',
-               '_random.Random(f"{scope.run.id}/{scope.path}/{scope.run.record.epoch}")'),),
-        (f"{GUARDS}::test_i11_chance_is_the_same_at_every_attempt",),
+        "M8", "an effect's key depends on the attempt (I3)",
+        (Patch("engine/attempts.py", 'f"{run_id}/{ident}/{name}".encode()',
+               'f"{run_id}/{ident}/{name}/{__import__(\'os\').urandom(4)}".encode()'),),
+        (SIMULATION,),
     ),
     Mutant(
         "M9", "event ids from the clock (I4)",
@@ -142,8 +145,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "M15", "one bad payload poisons the batch (I20)",
-        (Patch("engine/run.py", "        self.error = error and plain(error)",
-               "        self.error = error"),),
+        (Patch("engine/run.py", "        self.error = error and plain(error)\n        seq =",
+               "        self.error = error\n        seq ="),),
         (f"{GUARDS}::test_one_bad_payload_does_not_poison_the_batch",),
     ),
     Mutant(
@@ -151,6 +154,71 @@ MUTANTS: Final = (
         (Patch("asgi/cursor.py", r're.compile(r"\d{1,9}", re.ASCII)',
                r're.compile(r"[ +_\d]{1,12}")'),),
         ("tests/surface/test_resume.py::test_a_malformed_cursor_is_a_400",),
+    ),
+    Mutant(
+        "M17", "shows a `hold` stream before all of it is there (I5)",
+        (Patch("engine/streams.py", 'if spec.on_interrupt == "hold":', "if False:"),),
+        (f"{REPLAY}::test_a_half_streamed_step_follows_its_policy",
+         f"{POINTS}::test_crash_points[interrupted]"),
+    ),
+    Mutant(
+        "M18", "chance depends on the attempt (I11)",
+        (Patch("engine/context.py", '_random.Random(f"{scope.run.id}/{scope.path}")',
+               '_random.Random(f"{scope.run.id}/{scope.path}/{scope.run.record.epoch}")'),),
+        (f"{GUARDS}::test_i11_chance_is_the_same_at_every_attempt",),
+    ),
+    Mutant(
+        "M19", "tries a failed write once more (I9)",
+        (Patch("stores/sqlite.py",
+               "            return await self._writer.run(work)\n        except",
+               "            try:\n                return await self._writer.run(work)\n"
+               "            except sqlite3.Error:\n"
+               "                return await self._writer.run(work)\n        except"),),
+        (f"{GUARDS}::test_a_failed_write_is_never_followed_by_another",
+         f"{DISK}::test_a_failed_write_or_sync_ends_the_process_and_nothing_is_lost"),
+    ),
+    Mutant(
+        "M20", "a cancel is answered before it is durable (I15)",
+        (Patch("engine/steering.py", "    await run.durable(run.seq - 1)  # also", "    # also"),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M21", "timers fire early (I16)",
+        (Patch("engine/waits.py", "wait.until_ms > now_ms or", "wait.until_ms > now_ms + 20 or"),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M22", "one signal sent twice is two (I16)",
+        (Patch("engine/waits.py", "        self._known[signal.name, signal.signal_id] = seq\n",
+               ""),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M23", "a recorded completion of a cancelled call is never taken (I12)",
+        (Patch("engine/replay.py", "        finally:\n            # Also when the caller",
+               "        except ZeroDivisionError:\n            pass\n        else:\n            #"),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M24", "compensations run first things first",
+        (Patch("engine/undo.py", "in reversed(list(run.undo))", "in list(run.undo)"),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M25", "a crash forgets how often a step was tried (I17)",
+        (Patch("engine/attempts.py", "self._failed, self._began_ms = len(failed),",
+               "self._failed, self._began_ms = 0,"),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M26", "completions reach concurrent tasks with no distance between (I12)",
+        (Patch("engine/pace.py", "TURNS_APART: Final = 6", "TURNS_APART: Final = 0"),),
+        (SIMULATION,),
+    ),
+    Mutant(
+        "M27", "other numbers for kinds that are on disk",
+        (Patch("records.py", "    FIRED = 10 ", "    FIRED = 91 "),),
+        ("tests/faults/test_golden.py",),
     ),
 )  # fmt: skip
 

@@ -106,7 +106,8 @@ class Node:
     def __init__(self, directory: Path, number: int, proxy: TCPProxy, address: str) -> None:
         self.proxy = proxy
         self.out = False  # taken out of the balance
-        env = {"CLUSTER_STORE": address}
+        # A run that comes to nothing while the database is away is a suspect for no longer.
+        env = {"CLUSTER_STORE": address, "BACKOFF_S": "0.2"}
         self.server = Server(APP, directory, env=env, options=QUIET)
         self.server.log = directory / f"server{number}.log"
 

@@ -43,7 +43,7 @@ def test_i2_i5_i16_rolling_kills(
         await node.kill()
         await asyncio.gather(fleet.taken_over(name), node.start())
 
-    fleet = play(tmp_path, cluster, pytestconfig, kill, 4)
+    fleet = play(tmp_path, cluster, pytestconfig, kill, 3)
     assert max(fleet.takeovers_s) < TTL_S + SWEEP_S + SLACK_S
 
 
@@ -62,7 +62,7 @@ def test_i3_i6_a_node_that_is_paused_beyond_its_lease(
         await asyncio.sleep(1)
         fleet.beside.append((node.server.pid, since, fleet.log_size()))
 
-    fleet = play(tmp_path, cluster, pytestconfig, pause, 2)
+    fleet = play(tmp_path, cluster, pytestconfig, pause, 1)
     assert max(fleet.takeovers_s) < TTL_S + SWEEP_S + SLACK_S
 
 
@@ -104,7 +104,7 @@ def test_i16_a_node_that_is_cut_off_from_the_database(
         node.proxy.refusing = False
         node.proxy.cut()
 
-    fleet = play(tmp_path, cluster, pytestconfig, cut_off, 2)
+    fleet = play(tmp_path, cluster, pytestconfig, cut_off, 1)
     assert max(fleet.takeovers_s) < TTL_S + SWEEP_S + SLACK_S
 
 
@@ -120,5 +120,5 @@ def test_i22_a_node_that_is_stopped_hands_over_at_once(
         assert await asyncio.to_thread(node.server.terminate) in (0, -signal.SIGTERM)
         await asyncio.gather(fleet.taken_over(name), node.start())
 
-    fleet = play(tmp_path, cluster, pytestconfig, stop, 2, ttl_s=120)
+    fleet = play(tmp_path, cluster, pytestconfig, stop, 1, ttl_s=120)
     assert max(fleet.takeovers_s) < SLACK_S

@@ -1,6 +1,7 @@
 """The app behind these crash tests: every way of waiting and failing, with effects on a sink.
 
 `STORE` is the database, `SINK` the sink's address; `DURABLE_CRASH_AT` as in points.py.
+`SUSPEND_AFTER` and `TIMER_RECHECK` are in seconds.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from durable_endpoints import (
     step,
     wait_for_signal,
 )
-from durable_endpoints.engine import recovery
+from durable_endpoints.engine import recovery, waits
 from tests.crash.waiting.points import crashing_store, reach, reach_soon
 from tests.crash.waiting.sink import ATTEMPTS
 
 Answer: TypeAlias = dict[str, Any]
 BUDGET = Retry(attempts=ATTEMPTS, initial=0.03, factor=1, jitter=0)
 recovery.RECOVERY_BACKOFF_S = (0.0, *[0.05] * 5)  # type: ignore[misc]
+if "TIMER_RECHECK" in os.environ:  # half a minute otherwise
+    waits.TIMER_RECHECK_S = float(os.environ["TIMER_RECHECK"])  # type: ignore[misc]
 _clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
 
@@ -136,6 +139,13 @@ async def naps() -> str:
 
 
 @endpoint
+async def nap(seconds: float, times: int = 1) -> str:
+    for _ in range(times):
+        await sleep(seconds)
+    return "awake"
+
+
+@endpoint
 async def races() -> Answer:
     try:
         return {"went": await wait_for_signal("go", timeout=0.12)}
@@ -212,6 +222,6 @@ async def parent(holds: bool = False) -> list[Any]:
 
 
 app.add_middleware(
-    DurableMiddleware, store=crashing_store(os.environ["STORE"]), suspend_after=0,
-    operator=lambda _: True,
+    DurableMiddleware, store=crashing_store(os.environ["STORE"]), operator=lambda _: True,
+    suspend_after=float(os.environ.get("SUSPEND_AFTER", "0")),
 )  # fmt: skip

@@ -21,10 +21,17 @@ from tests.crash.points import CrashStore
 APP_POINTS: Final = tuple(
     f"{what}.{when}" for what in ("call", "undo") for when in ("begin", "mid", "done")
 )
-FRAME_POINTS: Final = ("suspended.begin", "suspended.done", "woken.begin", "woken.done")
+FRAME_POINTS: Final = ("suspended.begin", "suspended.done")
 _MID_S: Final = 0.002  # after it was sent; the sink takes longer
-_AT, _, _number = os.environ.get("DURABLE_CRASH_AT", "").partition(":")
-_left = [int(_number or 1)]
+_left: list[int] = []
+
+
+def _at() -> str:
+    """Return where to die; from the environment of this life, which is set after the import."""
+    name, _, number = os.environ.get("DURABLE_CRASH_AT", "").partition(":")
+    if not _left:
+        _left.append(int(number or 1))
+    return name
 
 
 def die() -> None:
@@ -34,7 +41,7 @@ def die() -> None:
 
 def reach(name: str) -> None:
     """Die here, if this is the place and the time."""
-    if name == _AT:
+    if name == _at():
         _left[0] -= 1
         if _left[0] == 0:
             die()
@@ -42,7 +49,7 @@ def reach(name: str) -> None:
 
 def reach_soon(name: str) -> None:
     """Die a moment from here, if this is the place and the time."""
-    if name == _AT:
+    if name == _at():
         _left[0] -= 1
         if _left[0] == 0:
             asyncio.get_running_loop().call_later(_MID_S, die)
@@ -64,6 +71,6 @@ class WaitingStore(CrashStore):
 def crashing_store(path: str) -> Store:
     """Return the store of the app, which crashes where the environment says."""
     store = SQLiteStore(path)
-    own = _AT in FRAME_POINTS or _AT in APP_POINTS
-    at = "delete.done:1000000" if own or not _AT else os.environ["DURABLE_CRASH_AT"]
+    own = _at() in ("", *FRAME_POINTS, *APP_POINTS)
+    at = "delete.done:1000000" if own else os.environ["DURABLE_CRASH_AT"]
     return WaitingStore(store, at)  # type: ignore[return-value]

@@ -15,6 +15,7 @@ from tests.crash.evidence import read_store
 from tests.crash.process import CrashServer
 from tests.crash.waiting.clients import Clients
 from tests.crash.waiting.judge import AtKill, Report, check_intents, judge, take_evidence
+from tests.crash.waiting.nursery import WaitingServer
 from tests.crash.waiting.sink import sink
 
 POINTS: Final = (
@@ -34,14 +35,6 @@ RECORD: Final = "sink.jsonl"
 _NTH: Final = (1, 1, 2, 3)
 
 Progress = Callable[[], None]
-
-
-class WaitingServer(CrashServer):
-    """The server of tests/crash/waiting/app.py."""
-
-    def __init__(self, directory: Path, sink_url: str) -> None:
-        super().__init__(directory, env={"SINK": sink_url})
-        self.app = "tests.crash.waiting.app:app"
 
 
 def lives(trials: int, seed: int) -> list[str]:
@@ -80,8 +73,7 @@ async def kill_and_judge(
                 stuck = await clients.finish(FINISH_S)
                 await _let_children_end(server)
         finally:
-            if server.running:
-                await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.kill)
     for story in stuck:
         report.violations.append(Violation("I16", story.run_id, f"{story.path} is stuck"))
     judge(record, read_store(server.store), clients.stories, evidence, report)
