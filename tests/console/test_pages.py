@@ -151,7 +151,7 @@ def test_the_pages_of_a_run(client: httpx.Client) -> None:
     as_text = client.get(f"{base}/events", params={"as": "text"}).text
     assert "{&#34;token&#34;:&#34;An &#34;}" in as_text
     journal = client.get(f"{base}/journal").text
-    assert len(re.findall(r"<tr class=\"kind-", journal)) == 39
+    assert len(re.findall(r"<tr class=\"kind-", journal)) == 40
     later = client.get(f"{base}/journal", params={"from": "30"}).text
     assert len(re.findall(r"<tr class=\"kind-", later)) == 9
     assert "search" in client.get(f"{base}/entries/2").text
@@ -169,7 +169,7 @@ def test_a_run_is_downloaded_whole(client: httpx.Client) -> None:
     assert answer.headers["content-type"] == "application/json"
     whole = answer.json()
     assert whole["run"]["run_id"] == run_id
-    assert [entry["seq"] for entry in whole["entries"]] == list(range(39))
+    assert [entry["seq"] for entry in whole["entries"]] == list(range(40))
     assert json.loads(whole["entries"][2]["payload"]) == [f"why?: document {n}" for n in range(3)]
 
 

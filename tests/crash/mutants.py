@@ -184,7 +184,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "M21", "timers fire early (I16)",
-        (Patch("engine/waits.py", "wait.until_ms > now_ms or", "wait.until_ms > now_ms + 20 or"),),
+        (Patch("engine/waits.py", "wait.until_ms > now_ms or", "wait.until_ms > now_ms + 99 or"),
+         Patch("engine/waits.py", "(min(dues) - log.clock", "(min(dues) - 50 - log.clock")),
         (SIMULATION,),
     ),
     Mutant(
@@ -196,7 +197,8 @@ MUTANTS: Final = (
     Mutant(
         "M23", "a recorded completion of a cancelled call is never taken (I12)",
         (Patch("engine/replay.py", "        finally:\n            # Also when the caller",
-               "        except ZeroDivisionError:\n            pass\n        else:\n            #"),),
+               "        except ZeroDivisionError:\n            pass\n"
+               "        else:\n            #"),),
         (SIMULATION,),
     ),
     Mutant(

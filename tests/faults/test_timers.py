@@ -70,7 +70,9 @@ class Naps:
 
 
 @WHERE
-def test_a_clock_that_is_set_forward_wakes_who_is_due_by_it(suspended: bool, tmp_path: Path) -> None:
+def test_a_clock_that_is_set_forward_wakes_who_is_due_by_it(
+    suspended: bool, tmp_path: Path
+) -> None:
     naps = Naps(tmp_path, suspended=suspended)
     due, not_yet = naps.begin(600), naps.begin(2 * HOUR_S)
     naps.set(HOUR_S)

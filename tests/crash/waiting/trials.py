@@ -32,15 +32,21 @@ POINTS: Final = (
 CLIENTS: Final = 15
 FINISH_S: Final = 60.0
 RECORD: Final = "sink.jsonl"
-_NTH: Final = (1, 1, 2, 3)
+_NTH: Final = (1, 2, 3)
 
 Progress = Callable[[], None]
 
 
 def lives(trials: int, seed: int) -> list[str]:
-    """Return `name:n` for that many trials of every point, in an order of their own."""
+    """Return `name:n` for that many trials of every point, in an order of their own.
+
+    The first trial of a point is its first coming-up, which comes soonest.
+    """
     chance = random.Random(f"points/{seed}")
-    found = [f"{point}:{chance.choice(_NTH)}" for point in POINTS for _ in range(trials)]
+    found = [
+        f"{point}:{chance.choice(_NTH) if trial else 1}"
+        for point in POINTS for trial in range(trials)
+    ]  # fmt: skip
     chance.shuffle(found)
     return found
 
