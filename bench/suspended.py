@@ -59,7 +59,8 @@ def waiting_runs(count: int, seconds: int = 3600) -> Iterator[Frame]:
         entries = [
             pack_entry(Kind.STARTED, b"", 0, now_ms, 0, meta, given),
             pack_entry(
-                Kind.TIMER if sleeps else Kind.WAIT, f"0 {label}".encode(), 0, now_ms, 0, b"", wanted
+                Kind.TIMER if sleeps else Kind.WAIT, f"0 {label}".encode(),
+                0, now_ms, 0, b"", wanted,
             ),
         ]  # fmt: skip
         run_id = new_run_id(now_ms)
