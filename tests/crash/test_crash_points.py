@@ -26,7 +26,7 @@ GROUPS = {
     "events": ("head.begin", "head.done:2", "chunk.begin:7", "chunk.done:9", "emit.begin",
                "emit.done", "head.done", "chunk.done:1"),
     "streams": ("stream.begin", "stream.done:2", "item.begin:5", "item.done:9", "item.done:20",
-                "stream_end.begin", "stream_end.done", "stream_end.done:3", "step_failed.done"),
+                "stream_end.begin", "stream_end.done", "stream_end.done:3"),
     "interrupted": ("item.done:30", "reset.begin", "reset.done", "item.done:25", "rewind.begin",
                     "rewind.done", "item.done:35", "reset.done", "rewind.done"),
 }  # fmt: skip
