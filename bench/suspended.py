@@ -136,7 +136,7 @@ def _late_s(server: Server, run_id: str) -> float:
         _, answer, _ = call(server.port, "GET", f"/_durable/runs/{run_id}/journal")
         entries = {entry["kind"]: entry for entry in json.loads(answer)["entries"]}
         if "fired" in entries:
-            wanted = json.loads(entries["timer"]["payload"])["until"] / 1000
+            wanted: float = json.loads(entries["timer"]["payload"])["until"] / 1000
             return _seconds(entries["fired"]["at"]) - wanted
         if time.monotonic() > until:
             raise BadAnswer(f"run {run_id} does not wake: {server.tail()}")

@@ -59,5 +59,5 @@ app = Starlette(
         Route("/ready", ready), Route("/begin", begin, methods=["POST"]),
         Route("/nap", nap, methods=["POST"]),
     ],
-    middleware=[Middleware(DurableMiddleware, engine=engine)],  # type: ignore[arg-type]
+    middleware=[Middleware(DurableMiddleware, engine=engine)],
 )  # fmt: skip

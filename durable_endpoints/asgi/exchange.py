@@ -253,6 +253,7 @@ class Exchange:
     async def _finish(self, run: LiveRun, error: BaseException | None) -> None:
         """End the run by what became of the app, and see the first reader through."""
         complete = self._capture is not None and self._capture.ended
+        ours = run.fenced is not None or run.cancelling or run.error is not None
         if not run.resting and not self._life.over:
             try:
                 leaving = self._host.engine.leaving
@@ -260,12 +261,11 @@ class Exchange:
             except BaseException as raised:  # told to stop while it was undone
                 if run.fenced is None and not self._life.over:
                     raise
-                error = raised
+                error, ours = raised, True
         if run.resting or self._life.over:
             await self._outlive(run, error)
             return
         task, run.task = asyncio.current_task(), None  # nobody cancels this task for the run now
-        ours = run.fenced is not None or run.cancelling or run.error is not None
         try:
             if error is not None and is_cancellation(error):
                 if not ours:

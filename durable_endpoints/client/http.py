@@ -231,7 +231,7 @@ class DurableClient:
                 raise  # the request itself is wrong
             except httpx.TransportError as error:
                 cause: Exception = error
-                if isinstance(error, httpx.ReadTimeout) and await self._at_home():
+                if isinstance(error, httpx.ReadTimeout) and await self.at_home():
                     backoff.alive()  # the run is at work and has nothing to say yet
             else:
                 if not nobody_home(response):
@@ -240,6 +240,15 @@ class DurableClient:
                 cause = await refusal(response)
             await backoff.wait(cause, wait_s)
             headers = httpx.Headers([*call.headers.items(), *(call.again or {}).items()])
+
+    async def at_home(self) -> bool:
+        """Whether the server answers at all."""
+        url = f"{self._base}{self._prefix}/health"
+        try:
+            answer = await self._http.get(url, headers=self._headers, timeout=CONNECT_S)
+        except httpx.TransportError:
+            return False
+        return answer.is_success
 
     # --- small parts
 
@@ -264,15 +273,6 @@ class DurableClient:
     def _run_call(self, run_id: str, tail: str = "", method: str = "GET") -> Call:
         url = f"{self._base}{self._prefix}/runs/{quote(run_id, safe='')}{tail}"
         return Call(method, url, httpx.Headers(self._headers))
-
-    async def _at_home(self) -> bool:
-        """Whether the server answers at all."""
-        url = f"{self._base}{self._prefix}/health"
-        try:
-            answer = await self._http.get(url, headers=self._headers, timeout=CONNECT_S)
-        except httpx.TransportError:
-            return False
-        return answer.is_success
 
     async def _object(self, response: httpx.Response) -> dict[str, Any]:
         if response.status_code >= 300:

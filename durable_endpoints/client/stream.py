@@ -146,6 +146,8 @@ class RunStream:
                 cause = error
             finally:
                 await self._drop()
+            if isinstance(cause, httpx.ReadTimeout) and await self._client.at_home():
+                self._backoff.alive()  # silence alone is no lost server
             if self.status is None:
                 await self._backoff.wait(cause)
         if self.status == "cancelled":

@@ -35,10 +35,10 @@ async def conclude(
     if not run.cancelling:
         if leaving and not complete:
             # Frameworks cut their streams when the server stops: no word about the run.
-            run.fence("the server is being stopped")
+            _leave(run, "the server is being stopped")
             return
         if error is not None and is_cancellation(error) and run.error is None:
-            run.fence("the server cancelled the request; the run is taken up again")
+            _leave(run, "the server cancelled the request; the run is taken up again")
             return
     if run.replay is not None and (run.cancelling or error is not None or run.error is not None):
         await _let_siblings_replay(run)
@@ -60,6 +60,11 @@ async def conclude(
     if run.life is not life or run.fenced is not None or run.over:  # type: ignore[redundant-expr]
         return
     _end(run, error, left, result)
+
+
+def _leave(run: LiveRun, reason: str) -> None:
+    run.task = None  # it is at its end: its last cancellation came from outside
+    run.fence(reason)
 
 
 def _end(run: LiveRun, error: BaseException | None, left: list[str], result: bytes) -> None:

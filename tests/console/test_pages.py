@@ -153,7 +153,7 @@ def test_the_pages_of_a_run(client: httpx.Client) -> None:
     journal = client.get(f"{base}/journal").text
     assert len(re.findall(r"<tr class=\"kind-", journal)) == 40
     later = client.get(f"{base}/journal", params={"from": "30"}).text
-    assert len(re.findall(r"<tr class=\"kind-", later)) == 9
+    assert len(re.findall(r"<tr class=\"kind-", later)) == 10
     assert "search" in client.get(f"{base}/entries/2").text
     assert client.get(f"{base}/entries/9999").status_code == 404
     zoomed = client.get(base, params={"from": "1000", "to": "22000"}).text

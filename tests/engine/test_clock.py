@@ -224,7 +224,7 @@ def test_under_the_middleware_in_a_thread(where: str, tmp_path: Path) -> None:
         return {"after": str((now() - began).days)}
 
     app.add_middleware(
-        DurableMiddleware, engine=Engine(store, clock=clock, suspend_grace_s=0)  # type: ignore[arg-type]
+        DurableMiddleware, engine=Engine(store, clock=clock, suspend_grace_s=0)
     )  # fmt: skip
     with TestClient(app) as client:
         answer = client.post("/remind", headers={"prefer": "respond-async"})

@@ -54,7 +54,7 @@ def test_what_is_undone_when_the_timeout_comes_is_undone_once(fails: bool, grace
         await wait_for_signal("never")
 
     app.add_middleware(
-        DurableMiddleware, engine=Engine(MemoryStore(), suspend_grace_s=grace_s)  # type: ignore[arg-type]
+        DurableMiddleware, engine=Engine(MemoryStore(), suspend_grace_s=grace_s)
     )  # fmt: skip
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.post("/trip", headers={"prefer": "respond-async"})

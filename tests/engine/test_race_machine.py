@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from durable_endpoints.engine import recovery
 from durable_endpoints.errors import AlreadyAnswered, Fenced, Overloaded, RunEnded, SignalRefused
-from durable_endpoints.records import Kind
+from durable_endpoints.records import Kind, RunRecord
 from durable_endpoints.stores.protocol import Query, WaitQuery
 from durable_endpoints.testing import TestClock
 from tests.engine.hopping import HoppingStore, HoppingWorld
@@ -35,7 +35,7 @@ from tests.engine.race_programs import HOUR, NAMES, OUTSIDE, Outside, performs, 
 
 EXAMPLES = int(os.environ.get("RACES", "40"))
 REFUSALS = (RunEnded, AlreadyAnswered, SignalRefused, Overloaded)
-recovery.RECOVERY_BACKOFF_S = (0.0,) * 6  # type: ignore[misc]
+recovery.RECOVERY_BACKOFF_S = (0.0,) * 6  # type: ignore[attr-defined]
 _ROUNDS = 60
 _PROMPT_S = 5.0
 _CUT = "Task was destroyed but it is pending"
@@ -264,6 +264,7 @@ class Races(RuleBasedStateMachine):
 
     async def _finish(self) -> None:
         """Answer everything and let all time pass, until every run is at its end."""
+        left: list[RunRecord] = []
         for _ in range(_ROUNDS):
             await self.one.recovery.sweep()
             await self.clock.skip(hours=6, patience=5)

@@ -35,9 +35,9 @@ from tests.crash.waiting.sink import ATTEMPTS
 
 Answer: TypeAlias = dict[str, Any]
 BUDGET = Retry(attempts=ATTEMPTS, initial=0.03, factor=1, jitter=0)
-recovery.RECOVERY_BACKOFF_S = (0.0, *[0.05] * 5)  # type: ignore[misc]
+recovery.RECOVERY_BACKOFF_S = (0.0, *[0.05] * 5)  # type: ignore[attr-defined, assignment]
 if "TIMER_RECHECK" in os.environ:  # half a minute otherwise
-    waits.TIMER_RECHECK_S = float(os.environ["TIMER_RECHECK"])  # type: ignore[misc]
+    waits.TIMER_RECHECK_S = float(os.environ["TIMER_RECHECK"])  # type: ignore[attr-defined]
 _clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
 
