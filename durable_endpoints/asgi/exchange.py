@@ -6,11 +6,12 @@ import asyncio
 import logging
 import re
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from durable_endpoints.asgi.capture import ResponseCapture
 from durable_endpoints.asgi.opening import Attached, Opening
-from durable_endpoints.asgi.problems import Problem
+from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.replies import send_accepted, send_whole
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import StreamAborted, Tail
@@ -21,8 +22,9 @@ from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
-from durable_endpoints.errors import ControlSignal, DurableError
+from durable_endpoints.errors import ControlSignal, DurableError, Fenced, StoreError
 from durable_endpoints.limits import BODY_BYTES_MAX
+from durable_endpoints.stores.protocol import PATIENCE_S
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -198,6 +200,8 @@ class Exchange:
             run = await opening.open()
         except Problem as problem:
             self._halt(problem)
+        except StoreError as error:
+            self._halt(as_problem(error))
         except Attached as found:
             self._attached = found.run
             raise Halted(found.run.id) from None
@@ -212,6 +216,7 @@ class Exchange:
         run.task = asyncio.current_task() if run.task is None else run.task
         run.early = []
         SCOPE.set(RunScope(run))
+        PATIENCE_S.set(None)  # from here on it is the run that asks
         self._capture = ResponseCapture(run)
         if self._prefers_async():
             self._async_reply = True
@@ -291,7 +296,8 @@ class Exchange:
         if self._sender is not None:
             self._sender.cancel()
         if run.fenced is None and run.over:
-            await run.durable(run.terminal_seq)
+            with suppress(Fenced):
+                await run.durable(run.terminal_seq)
         if not self._life.over:
             self._host.engine.forget(run)
 
@@ -309,10 +315,18 @@ class Exchange:
 
     async def _deliver(self, run: LiveRun, error: BaseException | None) -> None:
         """Wait until the first reader has everything."""
+        try:
+            await self._deliver_durable(run, error)
+        except Fenced as reason:  # nothing was sent, and nothing of it will be durable here
+            text = str(reason)
+            await Problem(503, "interrupted", text, [("retry-after", "1")]).answer(self._send)
+
+    async def _deliver_durable(self, run: LiveRun, error: BaseException | None) -> None:
         if self._sender is not None:
             await asyncio.wait([self._sender])
             raised = None if self._sender.cancelled() else self._sender.exception()
-            if raised is not None and not isinstance(raised, OSError) and not self._async_reply:
+            quiet = isinstance(raised, OSError) or self._async_reply
+            if raised is not None and (not quiet or isinstance(raised, Fenced)):
                 raise raised
         elif self._capture is not None and self._capture.began:
             if not await send_whole(self._send, run, self._capture, self._prefix()):

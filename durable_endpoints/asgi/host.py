@@ -30,6 +30,7 @@ from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import RunNotFound, StoreError
 from durable_endpoints.journal import Journal
 from durable_endpoints.records import Entry
+from durable_endpoints.stores.protocol import PATIENCE_S
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
@@ -136,7 +137,9 @@ class Host:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something beside the requests, outside of any run."""
-        task = asyncio.get_running_loop().create_task(work, context=self.clean_context())
+        context = self.clean_context()
+        context.run(PATIENCE_S.set, None)
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self.engine.tasks.add(task)
         task.add_done_callback(self.engine.tasks.discard)
         return task

@@ -88,6 +88,8 @@ class Opening:
         self, principal: str | None, name: str, key: str | None, print_: str | None
     ) -> LiveRun:
         host, spec = self.host, self.spec
+        if host.engine.away is not None:
+            raise overloaded(f"{host.engine.away}; try again shortly")
         rewinds = host.wants_control(self.scope)
         deadline_ms = None
         if spec.timeout_s is not None:

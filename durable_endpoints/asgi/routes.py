@@ -23,7 +23,7 @@ from durable_endpoints.asgi.tail import StreamAborted, Tail
 from durable_endpoints.console import Door
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Corrupt, DurableError
+from durable_endpoints.errors import Corrupt, DurableError, Fenced, StoreAway
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
 from durable_endpoints.states import TRANSITIONS
 from durable_endpoints.stores.protocol import Query
@@ -66,8 +66,8 @@ class ControlRoutes:
         """Answer one request; what goes wrong is answered as a problem."""
         prefix = self._host.options.prefix
         path = get_route_path(scope)[len(prefix) :]
+        parts = path.split("/")
         try:
-            parts = path.split("/")
             if len(parts) == 4 and parts[1] == "runs" and parts[3] in self._raw:
                 await self._raw[parts[3]](scope, receive, send, parts[2])
                 return
@@ -80,8 +80,16 @@ class ControlRoutes:
             route, child = self._match(inner)
             inner.update(child)
             await route.handle(inner, receive, send)
+        except StoreAway as error:  # raised before anything was sent
+            if parts[-1] == "stream" and "text/event-stream" in (header(scope, b"accept") or ""):
+                await _come_back(send)
+            else:
+                await as_problem(error).answer(send)
         except DurableError as error:
             await as_problem(error).answer(send)
+        except Fenced as reason:  # the run goes on elsewhere: there it can be asked again
+            text = str(reason)
+            await Problem(503, "interrupted", text, [("retry-after", "1")]).answer(send)
         except Problem as problem:
             await problem.answer(send)
 

@@ -17,7 +17,7 @@ from durable_endpoints.asgi.sse import HEARTBEAT, control, with_id, wrap
 from durable_endpoints.engine.reader import Reader
 from durable_endpoints.engine.recent import Event
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import DurableError, Fenced
+from durable_endpoints.errors import DurableError, Fenced, StoreAway
 from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S, WRITE_BYTES_MAX
 from durable_endpoints.records import Kind
 
@@ -117,7 +117,7 @@ class Tail:
                     await self._events(events)
                 else:
                     break
-        except Fenced as reason:
+        except (Fenced, StoreAway) as reason:
             raise StreamAborted(f"run {run.id} goes on elsewhere: {reason}") from None
         await self._end()
 

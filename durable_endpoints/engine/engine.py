@@ -29,7 +29,7 @@ from durable_endpoints.journal import Journal
 from durable_endpoints.limits import DRAIN_S, LIST_ROWS_MAX, RUNS_LIVE_MAX, SUSPEND_GRACE_S
 from durable_endpoints.records import Entry, Kind, RunRecord
 from durable_endpoints.states import ENDED, TERMINAL
-from durable_endpoints.stores.protocol import Query, Store
+from durable_endpoints.stores.protocol import PATIENCE_S, Query, Store
 
 logger = logging.getLogger("durable_endpoints")
 
@@ -157,8 +157,6 @@ class Engine:
             raise Overloaded("the server is being stopped; try again shortly")
         if len(self.runs) >= RUNS_LIVE_MAX:
             raise Overloaded(f"{RUNS_LIVE_MAX:,} runs are at work; try again shortly")
-        if self.away is not None:
-            raise Overloaded(f"{self.away}; try again shortly")
 
     @property
     def away(self) -> str | None:
@@ -209,21 +207,26 @@ class Engine:
         run = self._known(run_id)
         if run is not None and run.log.loop is not asyncio.get_running_loop():
             run = None
+        fresh = False
         if run is None and RUN_ID.fullmatch(run_id):
             loading = self._loading.get((run_id, principal))
+            fresh = loading is None
             if loading is None:
                 load = self._load(run_id, principal)
                 loading = asyncio.get_running_loop().create_task(load)
                 self._loading[run_id, principal] = loading
                 loading.add_done_callback(lambda _: self._loading.pop((run_id, principal), None))
             run = await asyncio.shield(loading)
+        if run is not None and not fresh and self.remote is not None:
+            run = await self.remote.current(run) or await self._load(run_id, principal)
         if run is None or run.record.principal != principal or run.durable_seq < 0:
             raise RunNotFound(run_id)
         return run
 
     def _known(self, run_id: str) -> LiveRun | None:
         """Return a run in memory, unless it was fenced: then it goes on elsewhere."""
-        for run in (self.runs.get(run_id), self._idle.get(run_id)):
+        ours = self.runs.get(run_id) if self.waking.may_act() else None
+        for run in (ours, self._idle.get(run_id)):
             if run is not None and (run.gone is None or self.leaving):
                 return run
         return None
@@ -293,7 +296,9 @@ class Engine:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something beside the runs; it ends with the engine."""
-        task = asyncio.get_running_loop().create_task(work, context=Context())
+        context = Context()
+        context.run(PATIENCE_S.set, None)
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

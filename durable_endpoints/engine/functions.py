@@ -23,6 +23,7 @@ from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.errors import Fenced, NotDurable, RunCancelled, RunFailed
 from durable_endpoints.journal import Journal
 from durable_endpoints.records import Entry, Status
+from durable_endpoints.stores.protocol import PATIENCE_S
 
 logger = logging.getLogger("durable_endpoints")
 KIND = "call"
@@ -162,6 +163,7 @@ async def _drive(
     call = orjson.loads(payload)
     life = run.life
     SCOPE.set(Scope(run))
+    PATIENCE_S.set(None)
     ADMISSION.set(None)
     error: BaseException | None = None
     data = b""

@@ -17,7 +17,7 @@ from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.wait import Receipt, Signal
 from durable_endpoints.engine.waits import Waits
-from durable_endpoints.errors import NotDurable, Overloaded, RunEnded, RunNotFound
+from durable_endpoints.errors import Fenced, NotDurable, Overloaded, RunEnded, RunNotFound
 from durable_endpoints.limits import DUE_INTERVAL_S, LIST_ROWS_MAX, RECOVERIES_PARALLEL_MAX, WAKE_S
 from durable_endpoints.quotas import Quotas
 from durable_endpoints.records import RunRecord
@@ -275,7 +275,7 @@ class Waking:
                     receipt = live.waits.receive(signal)
                     await live.durable(receipt.seq)
                     return receipt
-            except _Elsewhere:
+            except (_Elsewhere, Fenced):
                 await asyncio.sleep(0.01)
 
     @asynccontextmanager
