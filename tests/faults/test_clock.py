@@ -39,6 +39,20 @@ def jump(offset: Path, chance: random.Random) -> Life:
     return live
 
 
+def settle(offset: Path) -> Life:
+    """Return a life whose clock is later than any before: what waits for a time is due."""
+
+    async def live(server: CrashServer) -> bool:
+        offset.write_text(str(2 * DAY_S))
+        server.arm()
+        await server.begin()
+        server.signal(signal.SIGKILL)
+        await server.gone(-signal.SIGKILL)
+        return True
+
+    return live
+
+
 def environment(offset: Path) -> dict[str, str]:
     return {"LD_PRELOAD": str(build("moving_clock")), "CLOCK_OFFSET": str(offset)}
 
@@ -47,6 +61,7 @@ def test_jumps_while_runs_are_at_work_and_between_starts(tmp_path: Path) -> None
     offset = tmp_path / "offset"
     server = CrashServer(tmp_path, env=environment(offset))
     lives = [(f"jump {n}", jump(offset, random.Random(n))) for n in range(4)]
+    lives.append(("settle", settle(offset)))
     report = asyncio.run(kill_and_judge(tmp_path, 9, lives, clients=24, server=server))
     print(report)
     assert not report.violations, str(report)
