@@ -242,7 +242,11 @@ class Engine:
             run = LiveRun(self.log, record, opening=False)
             try:
                 entries = await read_journal(self.store, run_id)
-                restore(run, entries[: record.last_seq + 1])  # a commit may have come in between
+                if len(entries) > record.last_seq + 1:  # a commit has come in between?
+                    later = await self.store.get(run_id)
+                    if later is None or later.last_seq != record.last_seq:
+                        entries = entries[: record.last_seq + 1]
+                restore(run, entries)
             except Corrupt as error:
                 run.error = str(error)
                 run.fenced, run.damaged = f"damaged: {error}", True

@@ -120,18 +120,37 @@ async def read_journal(store: Store, run_id: str, *, seq: int = 0) -> list[Entry
     """
     entries: list[Entry] = []
     expected = seq
+    place = (0, 0) if seq == 0 else None
     while True:
         frames = await store.read(run_id, seq=expected, limit_bytes=READ_BYTES_MAX)
         if not frames:
             return entries
         for frame in frames:
             part = unpack(frame.data, frame.first_seq)
+            place = _behind(frame, part, place)
             if not entries:
                 part = [entry for entry in part if entry.seq >= seq]
             if len(part) == 0 or part[0].seq != expected:
                 raise Corrupt(f"run {run_id}: entry {expected} is missing")
             entries += part
             expected = part[-1].seq + 1
+
+
+def _behind(
+    frame: StoredFrame, part: list[Entry], place: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return the offset and the hash behind a frame that begins at `place`, if that is known.
+
+    Raises: Corrupt if what its row says of it is not so: its checksum does not cover that.
+    """
+    offset, crc = frame.first_offset, frame.hash_in
+    events = [entry.payload for entry in part if entry.kind in EVENT_KINDS]
+    told = (frame.entries, frame.events)
+    if told != (len(part), len(events)) or (place is not None and place != (offset, crc)):
+        raise Corrupt(f"the row of the frame at entry {frame.first_seq} does not fit its bytes")
+    for payload in events:
+        crc = crc32(payload, crc)
+    return offset + len(events), crc
 
 
 def restore(run: LiveRun, entries: list[Entry]) -> None:
