@@ -14,7 +14,7 @@ from durable_endpoints.asgi.opening import Attached, Opening
 from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.replies import send_accepted, send_whole
 from durable_endpoints.asgi.request import header
-from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.asgi.tail import StreamAborted, Tail, own_headers
 from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
 from durable_endpoints.engine.life import Life
@@ -319,7 +319,7 @@ class Exchange:
             await self._deliver_durable(run, error)
         except Fenced as reason:  # nothing was sent, and nothing of it will be durable here
             text = str(reason)
-            await Problem(503, "interrupted", text, [("retry-after", "1")]).answer(self._send)
+            await self._tell(run, Problem(503, "interrupted", text, [("retry-after", "1")]))
 
     async def _deliver_durable(self, run: LiveRun, error: BaseException | None) -> None:
         if self._sender is not None:
@@ -332,14 +332,19 @@ class Exchange:
             if not await send_whole(self._send, run, self._capture, self._prefix()):
                 await self._follow(run)
         elif run.fenced is not None:
-            await Problem(503, "interrupted", run.fenced, [("retry-after", "1")]).answer(self._send)
+            reason = run.fenced
+            await self._tell(run, Problem(503, "interrupted", reason, [("retry-after", "1")]))
         else:
             await run.durable(run.terminal_seq)
             if run.record.status == "cancelled":
-                await Problem(409, "run-cancelled", "the run was cancelled").answer(self._send)
+                await self._tell(run, Problem(409, "run-cancelled", "the run was cancelled"))
             elif error is None:
                 detail = run.record.error or "the app sent no response"
-                await Problem(500, "run-failed", detail).answer(self._send)
+                await self._tell(run, Problem(500, "run-failed", detail))
+
+    async def _tell(self, run: LiveRun, problem: Problem) -> None:
+        """Answer with a problem, and say of which run it is."""
+        await problem.answer(self._send, own_headers(run.id, self._prefix()))
 
     def _prefers_async(self) -> bool:
         return _RESPOND_ASYNC.search(header(self._scope, b"prefer") or "") is not None
@@ -365,4 +370,4 @@ class Exchange:
             problem = Problem(503, "interrupted", reason, [("retry-after", "1")])
             if run.ended:
                 problem = Problem(500, f"run-{run.record.status}", reason)
-            await problem.answer(self._send)
+            await self._tell(run, problem)

@@ -49,14 +49,15 @@ class Problem(Exception):
         fields = {"type": _TYPES + self.kind, "title": title, "status": self.status}
         return orjson.dumps({**fields, "detail": self.detail, **self.fields})
 
-    async def answer(self, send: Send) -> None:
-        """Send it."""
+    async def answer(self, send: Send, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Send it, with `more` headers."""
         body = self.body()
         headers = [
             (b"content-type", b"application/problem+json"),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
             *((name.encode(), value.encode()) for name, value in self.headers),
+            *more,
         ]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -76,7 +76,11 @@ def test_any_other_key_is_good(client: httpx.Client, key: str) -> None:
 def test_a_failed_run_is_not_done_again(client: httpx.Client, directory: Path) -> None:
     headers = {"idempotency-key": "fails", **CLOSE}
     assert client.get("/fails/crash", headers=headers).status_code == 500
-    is_problem(client.get("/fails/crash", headers=headers), 500, "run-failed")
+    again = client.get("/fails/crash", headers=headers)
+    is_problem(again, 500, "run-failed")
+    assert (
+        client.get(f"/_durable/runs/{again.headers['durable-run-id']}").json()["status"] == "failed"
+    )
 
 
 def test_duplicates_at_once_are_one_run(server: Server, directory: Path) -> None:
