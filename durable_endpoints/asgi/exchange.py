@@ -67,6 +67,11 @@ class Exchange:
         self._checking = False
         self._sender: asyncio.Task[None] | None = None
 
+    @property
+    def host(self) -> Host:
+        """What all requests of the middleware share."""
+        return self._host
+
     async def handle(self, app: ASGIApp, pattern: EndpointSpec | None = None) -> None:
         """Run the inner app, and send what becomes of the request."""
         admission = ADMISSION.set(self)
@@ -343,8 +348,9 @@ class Exchange:
                 await self._tell(run, Problem(500, "run-failed", detail))
 
     async def _tell(self, run: LiveRun, problem: Problem) -> None:
-        """Answer with a problem, and say of which run it is."""
-        await problem.answer(self._send, own_headers(run.id, self._prefix()))
+        """Answer with a problem, and say of which run it is, if there is one for good (I1)."""
+        known = run.durable_seq >= 0
+        await problem.answer(self._send, own_headers(run.id, self._prefix()) if known else ())
 
     def _prefers_async(self) -> bool:
         return _RESPOND_ASYNC.search(header(self._scope, b"prefer") or "") is not None
