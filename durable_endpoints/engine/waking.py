@@ -65,9 +65,16 @@ class Waking:
         remote = self._engine.remote
         return remote is None or remote.nodes.holds_lease
 
+    async def settled(self, run: LiveRun) -> None:
+        """Wait for as long as another node may have a run that this one drives (I3)."""
+        remote = self._engine.remote
+        if remote is not None and remote.edge is not None:
+            await remote.edge.settled(run.id)
+
     def rested(self, run: LiveRun) -> None:
         """Note that a run is durably suspended."""
         self._engine.forget(run)
+        self._engine.conflicts.rested(run)
         if run.record.wake_at_ms is not None:
             left_s = (run.record.wake_at_ms - self._engine.clock.due_ms()) / 1000
             if left_s < DUE_INTERVAL_S:
@@ -152,7 +159,11 @@ class Waking:
         from durable_endpoints.engine.functions import begin_call
 
         engine = self._engine
-        if child_id in engine.runs or await engine.store.get(child_id) is not None:
+        ours = engine.runs.get(child_id)
+        # One that was fenced before it was durable may linger: it never was.
+        if ours is not None and ours.gone is None:
+            return
+        if await engine.store.get(child_id) is not None:
             return
         record = run.record
         if await engine.store.was_deleted(child_id, record.principal):

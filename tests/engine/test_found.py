@@ -15,8 +15,10 @@ from durable_endpoints import (
     sleep,
     wait_for_signal,
 )
+from durable_endpoints.engine.functions import Run, begin_call
 from durable_endpoints.engine.waiting import ApprovalRequest
 from durable_endpoints.errors import Overloaded
+from durable_endpoints.ids import new_run_id
 from durable_endpoints.stores.open import open_store
 from durable_endpoints.stores.protocol import WaitQuery
 from tests.engine.test_waits import until_status
@@ -273,5 +275,30 @@ def test_an_approval_that_was_notified_is_decided_after_its_suspension() -> None
             await run.signal("refund", {"approved": True})
         assert await (await one.ended_for_good(run.id)).result() is True
         assert len(told) == 1
+
+    play(scenario)
+
+
+def test_a_child_that_was_fenced_before_it_was_durable_is_begun_again() -> None:
+    """Its parent is taken up again while it has not left memory yet."""
+
+    @durable
+    async def child() -> str:
+        return "grown up"
+
+    @durable
+    async def parent() -> Any:
+        return await wait_for_signal("go")
+
+    async def scenario(one: World) -> None:
+        run = await one.start(parent)
+        engine = one.engine
+        lost = begin_call(engine, child, (), {}, run_id=new_run_id(1), parent=run.id)
+        lost.fence("the node's lease is over")  # in the turn in which it began
+        live = engine.runs[run.id]
+        await engine.waking.begin_child(live, lost.id, child, (), {})
+        assert await Run(engine, engine.runs[lost.id]).result() == "grown up"
+        await run.signal("go", 1)
+        assert await run.result() == 1
 
     play(scenario)
