@@ -10,14 +10,16 @@ import pytest
 
 from tests.crash.waiting.trials import in_parts, processors
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
+# Of each point around a wait, a signal, a timer, an effect and a compensation; the others have a
+# few. More by WAITING=100, or python -m tests.crash.waiting.
+TRIALS = int(os.environ.get("WAITING", "20"))
+OTHERS = max(1, TRIALS // 7)
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 + 120 * TRIALS)]
 
 
-@pytest.mark.skipif(
-    "WAITING" not in os.environ, reason="set WAITING=1, or python -m tests.crash.waiting"
-)
-def test_every_point_once(tmp_path: Path, crash_seed: int) -> None:
-    report = asyncio.run(in_parts(tmp_path, crash_seed, 1, processors()))
+def test_every_point(tmp_path: Path, crash_seed: int) -> None:
+    report = asyncio.run(in_parts(tmp_path, crash_seed, TRIALS, processors(), others=OTHERS))
     print(report)
     assert not report.violations, str(report)
     assert not report.missed, str(report)

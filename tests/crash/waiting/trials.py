@@ -29,6 +29,14 @@ POINTS: Final = (
     "cancelled.done", "spawn.begin", "spawn.done", "started.begin", "started.done",
     "completed.begin", "completed.done", "append.half", "append.woken",
 )  # fmt: skip
+# The rest: what every run goes through; the other crash tests kill there as well.
+ALSO: Final = frozenset(
+    point for point in POINTS
+    if point.partition(".")[0] in {
+        "claim", "read", "started", "completed", "append", "spawn", "cancel", "cancelled", "failed",
+        "suspended", "attempt", "step_failed",
+    }
+)  # fmt: skip
 CLIENTS: Final = 15
 FINISH_S: Final = 60.0
 RECORD: Final = "sink.jsonl"
@@ -37,15 +45,17 @@ _NTH: Final = (1, 2, 3)
 Progress = Callable[[], None]
 
 
-def lives(trials: int, seed: int) -> list[str]:
+def lives(trials: int, others: int, seed: int) -> list[str]:
     """Return `name:n` for that many trials of every point, in an order of their own.
+
+    `others`: how many for each of `ALSO`.
 
     The first trial of a point is its first coming-up, which comes soonest.
     """
     chance = random.Random(f"points/{seed}")
     found = [
         f"{point}:{chance.choice(_NTH) if trial else 1}"
-        for point in POINTS for trial in range(trials)
+        for point in POINTS for trial in range(others if point in ALSO else trials)
     ]  # fmt: skip
     chance.shuffle(found)
     return found
@@ -99,11 +109,11 @@ async def _let_children_end(server: CrashServer) -> None:
 
 async def in_parts(
     place: Path, seed: int, trials: int, parts: int, progress: Progress = lambda: None,
-    points_a_store: int = 60,
+    points_a_store: int = 60, others: int | None = None,
 ) -> Report:  # fmt: skip
     """Share the points among some servers at a time, each with a store of its own, and again."""
     total = Report()
-    points = lives(trials, seed)
+    points = lives(trials, trials if others is None else others, seed)
     shares = [points[at : at + points_a_store] for at in range(0, len(points), points_a_store)]
     if len(shares) < parts:
         shares = [points[part::parts] for part in range(parts)]
