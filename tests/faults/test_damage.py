@@ -10,8 +10,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -96,18 +96,32 @@ async def _look(crashy: ModuleType, database: Path, base: Base) -> Counter[str]:
                 if left:
                     break  # the process would be gone
                 for kind in ("response", "stream", "journal"):
-                    came[await _ask(http, run_id, kind, base, left)] += 1
+                    async with _unless_gone(left):
+                        came[await _ask(http, run_id, kind, base, left)] += 1
             if not left:
-                answer = await http.post("/json?n=2&ms=0")
-                came[f"new {answer.status_code}"] += 1
+                async with _unless_gone(left):
+                    answer = await http.post("/json?n=2&ms=0")
+                    came[f"new {answer.status_code}"] += 1
     except StoreRefused:
         came["refused"] += 1
     finally:
         if engine.is_open:
-            await engine.close()
+            async with _unless_gone(left):
+                await engine.close()
     if left:
         came["left"] += 1
     return came
+
+
+@asynccontextmanager
+async def _unless_gone(left: list[str]) -> AsyncIterator[None]:
+    """Give something thirty seconds; who asks a process that would be gone gets no answer."""
+    try:
+        async with asyncio.timeout(30):
+            yield
+    except TimeoutError:
+        if not left:
+            raise
 
 
 async def _ask(http: httpx.AsyncClient, run_id: str, kind: str, base: Base, left: list[str]) -> str:
