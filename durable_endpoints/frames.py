@@ -18,7 +18,7 @@ from durable_endpoints.errors import Corrupt
 from durable_endpoints.records import Entry, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 VERSION: Final = 1
 _HEAD: Final = struct.Struct("<IB")
@@ -44,11 +44,17 @@ def pack(parts: Iterable[bytes]) -> bytes:
     return _HEAD.pack(crc32(body, crc32(version)), VERSION) + body
 
 
-def unpack(data: bytes, first_seq: int) -> list[Entry]:
-    """Return the entries of a frame.
+def join(frames: Sequence[bytes]) -> bytes:
+    """Return one frame with the entries of several, which are not looked at.
 
-    Raises: Corrupt if the checksum, the version or a length does not fit (I20).
+    Raises: Corrupt if a checksum or a version does not fit (I20).
     """
+    if len(frames) == 1:
+        return frames[0]
+    return pack(_body(data) for data in frames)
+
+
+def _body(data: bytes) -> bytes:
     if len(data) < _HEAD.size:
         raise Corrupt(f"a frame of {len(data)} bytes is shorter than its head")
     checksum, version = _HEAD.unpack_from(data)
@@ -56,13 +62,22 @@ def unpack(data: bytes, first_seq: int) -> list[Entry]:
         raise Corrupt("a frame's checksum does not match its bytes")
     if version != VERSION:
         raise Corrupt(f"a frame has format {version}; this release reads format {VERSION}")
+    return data[_HEAD.size :]
+
+
+def unpack(data: bytes, first_seq: int) -> list[Entry]:
+    """Return the entries of a frame.
+
+    Raises: Corrupt if the checksum, the version or a length does not fit (I20).
+    """
+    body = _body(data)
     entries: list[Entry] = []
-    position, end = _HEAD.size, len(data)
+    position, end = 0, len(body)
     while position < end:
         if position + _ENTRY.size > end:
             raise Corrupt("a frame ends inside an entry's head")
         kind, key_len, check, at_ms, took_us, args_len, payload_len = _ENTRY.unpack_from(
-            data, position
+            body, position
         )
         position += _ENTRY.size
         stop = position + key_len + args_len + payload_len
@@ -74,12 +89,12 @@ def unpack(data: bytes, first_seq: int) -> list[Entry]:
             Entry(
                 first_seq + len(entries),
                 Kind(kind),
-                data[position:args_at].decode(),
+                body[position:args_at].decode(),
                 check,
                 at_ms,
                 took_us,
-                data[args_at:payload_at],
-                data[payload_at:stop],
+                body[args_at:payload_at],
+                body[payload_at:stop],
             )
         )
         position = stop

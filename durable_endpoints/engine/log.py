@@ -15,6 +15,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from durable_endpoints.clock import Clock
+from durable_endpoints.engine.meters import Meters
 from durable_endpoints.engine.observing import Observer
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.wait import Signal
@@ -47,6 +48,10 @@ class Host(Protocol):
         """Say whether this node may begin what a crash cannot undo (I3)."""
         ...
 
+    async def settled(self, run: LiveRun) -> None:
+        """Wait for as long as another node may have a run that this one drives (I3)."""
+        ...
+
     def rested(self, run: LiveRun) -> None:
         """Note that a run is durably suspended."""
         ...
@@ -61,9 +66,9 @@ class Host(Protocol):
 
     async def begin_child(
         self, run: LiveRun, child_id: str, function: Callable[..., Any],
-        args: tuple[Any, ...], kwargs: dict[str, Any],
+        args: tuple[Any, ...], kwargs: dict[str, Any], *, fresh: bool = False,
     ) -> None:  # fmt: skip
-        """Begin a child run, unless there is one of this id."""
+        """Begin a child run, unless there is one of this id; of a fresh one there is none."""
         ...
 
     async def cancel_child(self, run: LiveRun, child_id: str) -> None:
@@ -102,6 +107,7 @@ class Log:
         self.observer: Observer | None = None
         self.failed: str | None = None
         self.commits = 0
+        self.meters = Meters()
         # Whether the unpersisted window is full: whoever would append more must wait (I14).
         self.full = False
         self._on_failure = on_failure
@@ -109,6 +115,7 @@ class Log:
         self._entries = 0  # appended and not durable, in the queue or in flight
         self._bytes = 0
         self._oldest_s = 0.0
+        self._begun = self._ended = 0  # batches
         self._writing: asyncio.Task[None] | None = None
         self._flush: asyncio.Handle | None = None
         self._context = Context()  # the writer belongs to no run
@@ -136,6 +143,11 @@ class Log:
             or self.clock.monotonic_s() - self._oldest_s > WINDOW_AGE_S_MAX
         )
 
+    @property
+    def lag_s(self) -> float:
+        """Since when the oldest entry that is not durable has been waiting; 0 if there is none."""
+        return self.clock.monotonic_s() - self._oldest_s if self._entries > 0 else 0.0
+
     async def room(self) -> None:
         """Wait until the window has room."""
         while self._is_full() and self.failed is None:
@@ -144,12 +156,12 @@ class Log:
             await waiter
 
     async def flush(self) -> None:
-        """Wait until everything appended so far is durable."""
-        while self._writing is not None or self._flush is not None:
-            if self._writing is not None:
-                await asyncio.wait([self._writing])
-            else:
-                await asyncio.sleep(0)
+        """Wait until everything appended so far is durable, however busy others keep the log."""
+        last = self._begun + bool(self._queue)
+        while self._ended < last and (self._writing is not None or self._flush is not None):
+            waiter = self.loop.create_future()
+            self._room.append(waiter)
+            await waiter
         await asyncio.sleep(0)  # also with nothing to do: a caller may loop over it
 
     def _start(self) -> None:
@@ -161,6 +173,7 @@ class Log:
         try:
             while self._queue and self.failed is None:
                 runs, self._queue = self._queue, []
+                self._begun += 1
                 entries, size = self._entries, self._bytes
                 began_s = self.clock.monotonic_s()
                 for run in runs:
@@ -169,6 +182,7 @@ class Log:
                 frames = [run.take_frame() for run in runs]
                 fenced = await self.store.append(frames)
                 self.commits += 1
+                self.meters.batch(self.clock.monotonic_s() - began_s, entries)
                 self._entries -= entries
                 self._bytes -= size
                 self._oldest_s = began_s
@@ -181,6 +195,7 @@ class Log:
                         run.committed(frame)
                         if self.observer is not None:
                             self.observer.committed(run, frame)
+                self._ended = self._begun
                 self.full = self._is_full()
                 self._give_room()
         except StoreError as error:
@@ -190,6 +205,7 @@ class Log:
             self.fail(f"the log failed: {error!r}")
         finally:
             self._writing = None
+            self._give_room()
 
     def fail(self, reason: str) -> None:
         """Poison the log: nothing is acknowledged any more, and the process leaves (I9)."""

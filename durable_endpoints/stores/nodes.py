@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Listener(Protocol):
         """Another node has handed its runs over."""
         ...
 
-    def fenced(self, reason: str) -> None:
-        """The lease of this node is over: its runs may be driven by others."""
+    def fenced(self, reason: str, run_ids: Sequence[str] | None = None) -> None:
+        """The lease of this node is over: its runs may be driven by others; or these have been."""
         ...
 
 
@@ -79,6 +79,13 @@ class Nodes(Protocol):
         """Return where runs stand, and have their nodes tell of their commits for a while."""
         ...
 
+    async def unshipped(self, run_id: str) -> bytes | None:
+        """Return what the disk of the run's node alone has, as that node said last.
+
+        JSON: entries, bytes, since_ms, at_ms. None where no node has a disk of its own.
+        """
+        ...
+
     async def deposit(self, message: Message, *, answer: bool) -> bool:
         """Leave a message for a run that another living node drives; False if none does.
 
@@ -100,4 +107,46 @@ class Nodes(Protocol):
 
     async def withdraw(self, message: Message) -> None:
         """Remove a message of this node."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What is on the disk of an edge node only: what the loss of that disk would lose."""
+
+    runs: int
+    entries: int
+    bytes: int
+    since_ms: int | None  # when the oldest of it came; None if there is nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What an edge node has counted since it started."""
+
+    refused_runs: int  # stay on its disk: the centre has another run of their Idempotency-Key
+    voided_runs: int  # went on elsewhere, after the lease was over
+    voided_entries: int  # of those runs: entries that were here only
+
+
+@runtime_checkable
+class Edge(Protocol):
+    """What `Nodes` offers besides on a node whose own disk is the watermark of its runs."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the centre does not answer; None while it does."""
+        ...
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened so far."""
+        ...
+
+    def lag(self, run_id: str | None = None) -> Lag:
+        """Return what the centre does not have yet, of one run or of all."""
+        ...
+
+    async def settled(self, run_id: str) -> None:
+        """Wait for as long as another node may have a run that this one drives."""
         ...

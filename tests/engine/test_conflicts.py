@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from durable_endpoints import DurableMiddleware, Engine, MemoryStore, durable, sleep
+from durable_endpoints import DurableMiddleware, Engine, MemoryStore, Retry, durable, sleep, step
+from durable_endpoints.records import RunRecord
+from durable_endpoints.stores.protocol import Query
 from tests.engine.worlds import PATIENCE_S
 
 BASE = "/_durable/runs"
@@ -115,5 +117,113 @@ def test_requests_wait_for_their_turn_in_order(grace_s: float) -> None:
             assert [(await task).json()["text"] for task in tasks] == ["a", "b", "c"]
             begun = list(dict.fromkeys(house.at_work))  # a suspended handler begins anew
             assert begun == ["a", "b", "c"]
+
+    asyncio.run(main())
+
+
+def test_requests_wait_in_the_order_in_which_they_came_whatever_their_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ids of one millisecond are in any order, and a clock may be set back."""
+    numbers = iter(range(99, 0, -1))
+    monkeypatch.setattr(
+        "durable_endpoints.engine.engine.new_run_id",
+        lambda _: f"{next(numbers):08x}-0000-7000-8000-000000000000",
+    )
+
+    async def main() -> None:
+        house = House()
+        async with house.open() as client:
+            tasks = []
+            for text in "abcd":
+                tasks.append(asyncio.create_task(client.post(f"/queue/t1?text={text}")))
+                while len(house.engine.runs) < len(tasks) or house.engine.waking.busy:
+                    await asyncio.sleep(0.001)
+                assert house.at_work == ["a"]
+            house.gate.set()
+            assert [(await task).json()["text"] for task in tasks] == list("abcd")
+            assert house.at_work == list("abcd")
+
+    asyncio.run(main())
+
+
+class Slow(MemoryStore):
+    """Lets something happen between a look at a queue and its answer."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    async def list(self, query: Query) -> list[RunRecord]:
+        rows = await super().list(query)
+        if query.concurrency_key is not None and self.meanwhile is not None:
+            self.meanwhile, meanwhile = None, self.meanwhile
+            meanwhile()
+        return rows
+
+
+def test_a_run_that_is_just_leaving_memory_gets_its_turn() -> None:
+    async def main() -> None:
+        store = Slow()
+        house = House(store)
+        async with house.open() as client:
+            first = asyncio.create_task(client.post("/queue/t1?text=a"))
+            await house.until("a")
+            second = asyncio.create_task(client.post("/queue/t1?text=b"))
+            while len(house.engine.runs) < 2 or house.engine.waking.busy:
+                await asyncio.sleep(0.001)
+            waiting = list(house.engine.runs.values())[1]
+            await waiting.durable(waiting.seq - 1)
+            left = []
+
+            def leave() -> None:
+                waiting.waits._check_idle(waiting.seq)
+                left.append(waiting.resting)
+
+            # The first one ends. Whoever passes its turn on finds the second neither awake, by the
+            # time it has looked, nor suspended, by what it has seen.
+            store.meanwhile = leave
+            house.gate.set()
+            assert (await first).json() == {"text": "a"}
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await second).json() == {"text": "b"}
+            assert left == [True]
+
+    asyncio.run(main())
+
+
+def test_a_dead_run_does_not_come_back_beside_another_one() -> None:
+    async def main() -> None:
+        house = House()
+        mended = False
+
+        @step(retry=Retry(attempts=1))
+        async def fails() -> None:
+            if not mended:
+                raise ConnectionError("not yet")
+
+        @durable(concurrency_key="{thread}", on_conflict="reject")
+        async def dies(thread: str, wait: bool = False) -> None:
+            await (house.gate.wait() if wait else fails())
+
+        house.app.post("/dies/{thread}")(dies)
+        async with house.open() as client:
+            with pytest.raises(ConnectionError):
+                await client.post("/dies/t1")
+            await house.engine.log.flush()
+            (dead,) = await house.engine.list(Query())
+            assert (dead.status, dead.concurrency_key) == ("dead", "t1")
+            run_id = dead.run_id
+            other = asyncio.create_task(client.post("/dies/t1?wait=true"))
+            while not any(run.caught_up for run in house.engine.runs.values()):
+                await asyncio.sleep(0.001)
+            refused = await client.post(f"{BASE}/{run_id}/retry")
+            assert refused.status_code == 503
+            assert "is at work on 't1'" in refused.json()["detail"]
+            house.gate.set()
+            assert (await other).status_code == 200
+            mended = True
+            assert (await client.post(f"{BASE}/{run_id}/retry")).status_code == 202
+            async with asyncio.timeout(PATIENCE_S):
+                while (await client.get(f"{BASE}/{run_id}")).json()["status"] != "completed":
+                    await asyncio.sleep(0.005)
 
     asyncio.run(main())

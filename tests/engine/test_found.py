@@ -302,3 +302,25 @@ def test_a_child_that_was_fenced_before_it_was_durable_is_begun_again() -> None:
         assert await run.result() == 1
 
     play(scenario)
+
+
+def test_runs_leave_memory_however_busy_the_log_is() -> None:
+    @durable
+    async def little() -> int:
+        return 1
+
+    async def scenario(one: World) -> None:
+        engine = one.engine
+        most = 0
+
+        async def keep_busy() -> None:
+            nonlocal most
+            for _ in range(50):
+                run = await one.start(little)
+                await run.result()
+                most = max(most, len(engine.runs))
+
+        await asyncio.gather(*(keep_busy() for _ in range(8)))
+        assert most < 60
+
+    play(scenario)

@@ -75,7 +75,7 @@ def test_i2_durable_steps_never_run_again(crash_at: int) -> None:
     async def scenario(one: World) -> None:
         run = await one.start(three, crash_at)
         await until(lambda: "three" in gates)
-        await one.engine.log.flush()
+        await one.idle()
         assert len(await durable_steps(one, run.id)) == crash_at
         await one.crash()
         await one.boot()
@@ -121,7 +121,7 @@ def test_i12_concurrent_steps_replay_in_the_order_in_which_they_completed() -> N
         names = list("abcdefgh")
         run = await one.start(crowd, names)
         await until(lambda: "crowd" in gates)
-        await one.engine.log.flush()
+        await one.idle()
         recorded = [key.split("/")[-1] for key in await durable_steps(one, run.id)]
         assert len(recorded) == 24
         before = [e for e in await one.entries(run.id) if e.kind == Kind.STEP]
@@ -261,7 +261,7 @@ async def _swap_code(one: World, first: Any, second: Any, said: str) -> None:
     first.durable_endpoint = spec
     run = await one.start(first)
     await until(lambda: "changing" in gates)
-    await one.engine.log.flush()
+    await one.idle()
     await one.crash()
     before = await one.entries(run.id)
     ENDPOINTS[name] = (spec, second)
@@ -287,7 +287,7 @@ def test_time_ids_and_chance_are_the_same_at_replay() -> None:
     async def scenario(one: World) -> None:
         run = await one.start(told)
         await until(lambda: "told" in gates)
-        await one.engine.log.flush()
+        await one.idle()
         values = [e.payload for e in await one.entries(run.id) if e.kind == Kind.VALUE]
         await one.crash()
         await one.boot()
@@ -320,7 +320,7 @@ def test_a_recorded_failure_is_raised_again_and_not_run_again() -> None:
     async def scenario(one: World) -> None:
         run = await one.start(catches)
         await until(lambda: "catches" in gates)
-        await one.engine.log.flush()
+        await one.idle()
         await one.crash()
         await one.boot()
         assert await (await one.ended(run.id)).result() == "caught f did after"
@@ -375,7 +375,7 @@ def test_a_half_streamed_step_follows_its_policy(policy: str, crashes: int) -> N
         emit_first = STREAMS[policy]
         run = await one.start(emit_first)
         await until(lambda: policy in gates)
-        await one.engine.log.flush()
+        await one.idle()
         for _ in range(crashes):
             await one.crash()
             await one.boot()
@@ -460,7 +460,7 @@ def test_i17_the_same_items_again_are_no_progress(monkeypatch: pytest.MonkeyPatc
         run = await one.start(streams_poison)
         for number in range(6):
             await until(lambda n=number: f"poison{n}" in gates)  # type: ignore[misc]
-            await one.engine.log.flush()
+            await one.idle()
             await one.crash()
             await one.boot()
         assert (await one.ended(run.id)).status == "dead"

@@ -78,7 +78,7 @@ def test_a_sleep_goes_on_while_no_process_is_there() -> None:
     async def main() -> None:
         async with world() as one:
             run = await one.start(naps, 0.2)
-            await one.engine.log.flush()
+            await one.idle()
             await one.crash()
             await asyncio.sleep(0.25)
             await one.boot()

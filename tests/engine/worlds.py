@@ -62,6 +62,13 @@ class World:
             await asyncio.wait(waiting, timeout=PATIENCE_S)
         await engine.log.flush()
 
+    async def idle(self) -> None:
+        """Wait until the log has nothing to do."""
+        log = self.engine.log
+        while log._writing is not None or log._flush is not None:
+            await log.flush()
+        await asyncio.sleep(0)
+
     async def start(self, function: Callable[..., Any], *args: Any) -> Run:
         return await start(self.engine, function, *args)
 
