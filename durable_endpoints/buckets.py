@@ -29,6 +29,8 @@ _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 class RateLimit:
     """How often a step may begin, and how many may run at a time, over all runs of the process.
 
+    On a store of several nodes, over all runs of all nodes.
+
     `limit`: how many `per` "second", "minute", "hour" or number of seconds; `burst`: how many at
     once after a rest (default: `limit`, at least 1). `concurrent`: how many at a time. One of
     `limit` and `concurrent` is needed. `key`: what the limit is counted by besides `name`, a text

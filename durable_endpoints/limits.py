@@ -73,6 +73,10 @@ CHILD_RECHECK_S: Final = 60.0
 SIGNAL_BYTES_MAX: Final = 256 * KIB
 # Signals that nobody has waited for yet: a run that takes none is not a mailbox.
 SIGNALS_KEPT_MAX: Final = 1000
+# Labels are for finding runs, not for keeping data: a row of the list stays a row.
+LABELS_MAX: Final = 16
+LABEL_NAME_CHARS_MAX: Final = 64
+LABEL_VALUE_CHARS_MAX: Final = 200
 # Waits, child runs and compensations of one run at a time.
 WAITS_OPEN_MAX: Final = 10_000
 # Events whose runs are remembered, so that one that is sent again gets the same answer.
@@ -80,6 +84,8 @@ EVENTS_REMEMBERED_MAX: Final = 10_000
 # How long who sends a signal waits for a suspended run to come back.
 WAKE_S: Final = 15.0
 
+# Unfinished runs of a status that metrics count: more are as many, and counting stays quick.
+RUNS_COUNTED_MAX: Final = 100_000
 # Runs driven at a time by one process; further requests get 503.
 RUNS_LIVE_MAX: Final = 10_000
 
@@ -112,6 +118,18 @@ QUOTA_WAKE_S_MIN: Final = 0.002
 # How far callers are put off beyond the time at which one could be served: a promise further
 # away is worth little, since the others may be cancelled by then.
 QUOTA_HORIZON_S: Final = 3_600.0
+# Over several nodes: how far ahead a node is lent tokens, and how long it keeps one unused. In any
+# time, at most so much more of a limit is used than it allows.
+QUOTA_AHEAD_S: Final = 0.25
+QUOTA_KEPT_S: Final = 0.25
+# Tokens lent at a time: what a node of a very high limit takes in that time.
+QUOTA_LENT_MAX: Final = 1_000
+# How soon, and how late, a node asks again for what there was not.
+QUOTA_POLL_S: Final = (0.02, 0.5)
+# How often a node that holds uses at a time looks whether others wait for them.
+QUOTA_RENEW_S: Final = 0.5
+# A node that has not asked again for so long does not wait any more.
+QUOTA_FRESH_S: Final = 1.5
 # An approval link travels in mails, and mail programs cut long lines: 1 kB is a name of 200
 # letters of three bytes each, and the signatures of two secrets.
 LINK_CHARS_MAX: Final = 1024
@@ -152,3 +170,21 @@ WATCHED_TOLD_MAX: Final = 200
 LEASE_LOOK_S: Final = 0.25
 # Messages between nodes that nobody has come back for are kept for so long.
 MAIL_KEPT_S: Final = 600.0
+
+# An edge node's frames travel to the centre in rounds: a pause gathers a stream's tokens.
+EDGE_ROUND_S: Final = 0.05
+EDGE_ROUND_RUNS_MAX: Final = 256
+EDGE_ROUND_BYTES_MAX: Final = 1 * MIB
+# What an edge node may have on its own disk only; beyond that it takes no new runs.
+EDGE_UNSHIPPED_BYTES_MAX: Final = 256 * MIB
+# Runs that wait for longer than this are handed to the centre.
+EDGE_HAND_OVER_S: Final = 30.0
+# How long a node that starts waits for the centre to say which runs are still its own.
+EDGE_OPEN_S: Final = 3.0
+# How long the centre is asked what the node can do without; then it is left alone for a while.
+EDGE_ASK_S: Final = 0.5
+EDGE_ASK_AGAIN_S: Final = 2.0
+# How often the centre is told how far it is behind.
+EDGE_TELL_S: Final = 5.0
+# How long a node that stops tries to hand its runs over.
+EDGE_LEAVE_S: Final = 5.0

@@ -1,19 +1,29 @@
 """Rate limits shared by all runs of a process: token buckets, dealt fairly among owners.
 
-In memory only: a restart begins with full buckets. All calls on the event loop's thread.
+In memory only: a restart begins with full buckets. Where there are other nodes, the buckets are
+theirs, too, and this process deals what it was lent of them. All calls on the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from durable_endpoints.buckets import Bucket, RateLimit
 from durable_endpoints.clock import Clock
-from durable_endpoints.limits import QUOTA_BUCKETS_MAX, QUOTA_WAITERS_MAX, QUOTA_WAKE_S_MIN
+from durable_endpoints.errors import StoreError
+from durable_endpoints.lent import Demand, Lender, Lent
+from durable_endpoints.limits import (
+    QUOTA_BUCKETS_MAX,
+    QUOTA_KEPT_S,
+    QUOTA_WAITERS_MAX,
+    QUOTA_WAKE_S_MIN,
+)
 
 __all__ = ["Quotas", "RateLimit"]
 
@@ -25,15 +35,14 @@ _TIMER_S_MIN: Final = 0.001
 
 # What a caller waits for; done when it was dealt.
 _Waiter: TypeAlias = "asyncio.Future[None]"
+Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
+logger = logging.getLogger("durable_endpoints")
 
 
-class _Shared(Bucket):
-    """A bucket, and who waits in memory for it: by owner, the next one to be served first."""
+class _Queue:
+    """Who waits in memory for a bucket: by owner, the next one to be served first."""
 
-    __slots__ = ("count", "timer", "waiting")
-
-    def __init__(self, now_s: float) -> None:
-        super().__init__(now_s)
+    def __init__(self) -> None:
         self.waiting: OrderedDict[str, OrderedDict[_Waiter, None]] = OrderedDict()
         self.count = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -66,6 +75,35 @@ class _Shared(Bucket):
         return waiter
 
 
+class _Own(_Queue, Bucket):
+    """A bucket of this process alone."""
+
+    def __init__(self, now_s: float) -> None:
+        Bucket.__init__(self, now_s)
+        _Queue.__init__(self)
+
+    def wake_s(self, now_s: float) -> float:
+        """Return when to look again for those who wait; not in the future: when a use ends."""
+        return self.earliest_s(now_s, ahead=0)
+
+
+class _Borrowed(_Queue, Lent):
+    """What this process has of a bucket of all nodes."""
+
+    def __init__(self, now_s: float, place: tuple[str, str]) -> None:
+        Lent.__init__(self, now_s)
+        _Queue.__init__(self)
+        self.place = place
+        self.tidying = False
+
+    def wake_s(self, now_s: float) -> float:
+        """Return when to look again for those who wait; not in the future: when told."""
+        return self.next_look_s(now_s, self.count)
+
+
+_Shared: TypeAlias = _Own | _Borrowed
+
+
 class Quotas:
     """The buckets of a process."""
 
@@ -73,6 +111,13 @@ class Quotas:
         self._now_s = clock.monotonic_s
         self._buckets: OrderedDict[tuple[str, str], _Shared] = OrderedDict()
         self._full_s = -math.inf
+        self._lender: Lender | None = None
+        self._spawn: Spawn | None = None
+
+    def share(self, lender: Lender, spawn: Spawn) -> None:
+        """From now on share all buckets with other nodes. `spawn` runs what asks the lender."""
+        self._lender, self._spawn = lender, spawn
+        self._buckets.clear()
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -86,7 +131,11 @@ class Quotas:
         bucket = self._bucket(limit, key)
         if bucket is None:
             return self._refuse()
-        return 0.0 if self._took(bucket) else self._promise(bucket, owner)
+        if self._took(bucket):
+            return 0.0
+        if isinstance(bucket, _Borrowed):
+            self._ask(bucket, more=1)  # it may be there when it is asked for again
+        return self._promise(bucket, owner)
 
     async def take(self, limit: RateLimit, key: str, owner: str, patience_s: float) -> float:
         """Take one, waiting in memory for at most `patience_s`: 0.0 if it was taken.
@@ -126,6 +175,8 @@ class Quotas:
             raise RuntimeError(f"rate limit {limit.name!r}: given back more often than taken")
         bucket.end(self._now_s())
         self._deal(bucket)
+        if isinstance(bucket, _Borrowed):
+            self._ask(bucket)
 
     def feed(self, name: str, key: str, pause_s: float) -> None:
         """Deal nothing from a bucket for `pause_s` seconds: the other side asked for that."""
@@ -134,6 +185,8 @@ class Quotas:
         bucket = self._get_or_make((name, key))
         if bucket is not None:
             bucket.pause(self._now_s(), pause_s)
+            if isinstance(bucket, _Borrowed):
+                self._ask(bucket)
 
     def _bucket(self, limit: RateLimit, key: str) -> _Shared | None:
         """Return the bucket, up to date; None if there are too many already."""
@@ -149,7 +202,9 @@ class Quotas:
         self._forget()
         if len(self._buckets) >= QUOTA_BUCKETS_MAX:
             return None
-        bucket = self._buckets[place] = _Shared(self._now_s())
+        now_s = self._now_s()
+        bucket = _Own(now_s) if self._lender is None else _Borrowed(now_s, place)
+        self._buckets[place] = bucket
         return bucket
 
     def _forget(self) -> None:
@@ -192,6 +247,8 @@ class Quotas:
             bucket.take(now_s)
             bucket.next_waiter().set_result(None)
         self._arm(bucket)
+        if isinstance(bucket, _Borrowed):
+            self._keep_a_while(bucket)
 
     def _arm(self, bucket: _Shared) -> None:
         """Have a timer while somebody waits for time to pass; a use that ends needs none."""
@@ -201,8 +258,16 @@ class Quotas:
                 bucket.timer = None
             return
         now_s = self._now_s()
-        wait_s = bucket.earliest_s(now_s, ahead=0) - now_s
-        if bucket.timer is None and wait_s > 0:
+        if isinstance(bucket, _Borrowed):
+            self._ask(bucket)
+            if bucket.timer is not None:  # what was lent since may be there earlier
+                bucket.timer.cancel()
+                bucket.timer = None
+        bucket.advance(now_s)
+        wait_s = bucket.wake_s(now_s) - now_s
+        if bucket.may_take(now_s):  # since it was dealt from, just now
+            wait_s = _TIMER_S_MIN
+        if bucket.timer is None and 0 < wait_s < math.inf:
             bucket.timer = asyncio.get_running_loop().call_later(
                 max(wait_s, _TIMER_S_MIN), self._fire, bucket, context=Context()
             )
@@ -218,3 +283,43 @@ class Quotas:
         else:
             bucket.leave(owner, waiter)
         self._deal(bucket)
+
+    # --- over several nodes
+
+    def _keep_a_while(self, bucket: _Borrowed) -> None:
+        """Keep uses that nobody has for who may come soon; not for longer."""
+        if bucket.slots > len(bucket.starts) and not bucket.tidying:
+            bucket.tidying = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(QUOTA_KEPT_S, self._tidy, bucket, context=Context())
+
+    def _tidy(self, bucket: _Borrowed) -> None:
+        """Give back the uses that nobody wants."""
+        bucket.tidying = False
+        if bucket.count:
+            self._keep_a_while(bucket)
+        else:
+            bucket.settle()
+            self._ask(bucket)
+
+    def _ask(self, bucket: _Borrowed, more: int = 0) -> None:
+        """Ask the lender, if there is something to ask for or to give back."""
+        count = bucket.count + more
+        if self._spawn is not None and bucket.is_to_ask(self._now_s(), count):
+            demand = bucket.ask(*bucket.place, self._now_s(), count)
+            self._spawn(self._borrow(bucket, demand))
+
+    async def _borrow(self, bucket: _Borrowed, demand: Demand) -> None:
+        assert self._lender is not None
+        grant = None
+        try:
+            grant = await self._lender.lend(demand)
+        except StoreError as error:
+            logger.info("rate limit %r cannot be asked for now: %s", demand.name, error)
+        finally:
+            if grant is None:
+                bucket.failed(demand, self._now_s())
+            else:
+                bucket.granted(demand, grant, self._now_s())
+        self._deal(bucket)
+        self._ask(bucket)

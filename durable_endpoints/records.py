@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -38,6 +38,7 @@ class Kind(IntEnum):
     UNDOABLE = 27  # a step completed that has a compensation
     SHARED = 29  # from here on completions keep their distance: tasks work side by side
     GAVE_UP = 30  # the run is dead of a call that used up its retries
+    LABEL = 31  # all labels of the run, as they are from here on
     PATCH = 28  # the run began with, or has reached, a changed piece of code
     COMPLETED = 32
     FAILED = 33
@@ -87,6 +88,9 @@ class RunRecord:
     waiting: str | None = None  # of a suspended run: JSON, for people: what it waits for
     parent: str | None = None  # the run that spawned it
     concurrency_key: str | None = None  # unfinished runs of one key and name exclude each other
+    labels: str | None = None  # JSON object of texts, as `labels.merged` writes it
+    # Said at the opening only: it is refused while there is another unfinished one of the key.
+    exclusive: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class Frame:
     waits: tuple[WaitRecord, ...] = ()  # opened in this frame
     answered: tuple[str, ...] = ()  # idents of waits that are over
     wakes: str | None = None  # a suspended run to wake: the parent of one that ended
+    labels: str | None = None  # all of the run's, if they have changed
+    frees: bool = field(default=False, kw_only=True)  # the run's concurrency key: it is at its end
 
     @property
     def last_seq(self) -> int:

@@ -34,7 +34,7 @@ from durable_endpoints.engine.steps import (
 )
 from durable_endpoints.engine.undo import Undo
 from durable_endpoints.engine.wait import Wait
-from durable_endpoints.errors import DurableError, EffectAmbiguous, Escalate
+from durable_endpoints.errors import DurableError, EffectAmbiguous, Escalate, Fenced
 from durable_endpoints.journal import Recorded
 from durable_endpoints.records import Entry, Kind
 from durable_endpoints.retry import Retry, classify, delay_hint, next_delay
@@ -205,10 +205,12 @@ class Call:
         life.working += 1  # so that nobody takes the wait for idleness
         try:
             await run.durable(seq)
+            await run.log.host.settled(run)
         finally:
             life.working -= 1
         if not run.log.host.may_act():
             run.fence("the lease of this node is over")
+            raise Fenced("the lease of this node is over")  # before anything of the effect runs
         self.scope.check_life()
 
     async def _resolve(self) -> tuple[bool, Any]:
@@ -306,6 +308,7 @@ class Call:
         until_ms = run.log.clock.due_ms() + int(delay_s * 1000)
         fields = {"until": until_ms, "began": self._began_ms, "error": described(error)}
         await settle(run)
+        run.log.meters.retries += 1
         run.append(Kind.ATTEMPT, self.key, orjson.dumps(fields), self.check)
         await self._pause(until_ms, "retry")
         return False, None

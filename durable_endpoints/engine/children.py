@@ -57,6 +57,7 @@ async def spawn(
     run = scope.run
     ident, name = scope.next_call(), f"spawn {spec.name}"
     call = claim(run, ident, name, 0)
+    fresh = call is None or call.value is None
     if call is not None and call.value is not None:
         child_id = call.value.decode()
     else:
@@ -64,7 +65,7 @@ async def spawn(
         child_id = new_run_id(run.log.now_ms())
         run.append(Kind.SPAWN, f"{ident} {name}".encode(), child_id.encode())
     run.children[child_id] = spec.name
-    await run.log.host.begin_child(run, child_id, function, args, kwargs)
+    await run.log.host.begin_child(run, child_id, function, args, kwargs, fresh=fresh)
     return Child(child_id, spec.name)
 
 

@@ -19,12 +19,14 @@ import orjson
 from durable_endpoints.codec import Codec, codec_of, dumps
 from durable_endpoints.engine.calls import as_awaitable, scope_or_none, takes_secrets, wrap
 from durable_endpoints.engine.children import Child, spawn
+from durable_endpoints.engine.labels import label
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.engine.steps import StepSpec, claim, on_loop, run_step
 from durable_endpoints.engine.streams import run_stream
 from durable_endpoints.errors import NotDurable, PayloadTooLarge
 from durable_endpoints.ids import new_uuid7
+from durable_endpoints.labels import parsed
 from durable_endpoints.limits import EVENT_BYTES_MAX
 from durable_endpoints.quotas import RateLimit
 from durable_endpoints.records import Kind
@@ -174,6 +176,28 @@ class CurrentRun:
     id: str
     attempt: int
     replaying: bool
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The run's labels, as they are now."""
+        scope = SCOPE.get()
+        if scope is None or scope.run.id != self.id:
+            raise NotDurable("the labels of a run are for its own code: another run is around")
+        known = scope.run.life.labelling
+        return parsed(scope.run.record.labels if known is None else known.now)
+
+    def label(self, **labels: str | float | bool | None) -> None:
+        """Put labels on the run, to find it by: at most 16, texts of at most 200 characters.
+
+        They are durable with the run's next commit, and nothing secret: operators see them. What
+        was there stays; None takes a label away. Numbers and booleans become text.
+
+        Raises: ValueError, TypeError for what cannot be a label; NotDurable inside a step.
+        """
+        scope = scope_or_none()
+        if scope is None or scope.run.id != self.id:
+            raise NotDurable("label is for the handler of the run: not inside a step")
+        on_loop(scope.run, label, scope, labels)
 
     async def spawn(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Child:
         """Begin a `@durable` function as a child run; `await` what is returned for its result.

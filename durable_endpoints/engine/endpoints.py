@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol, TypeVar, overload
 
 import anyio.to_thread
 
+from durable_endpoints.engine.labels import label
+from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.limits import IDEMPOTENCY_KEY_CHARS_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,6 +30,7 @@ class EndpointSpec:
     concurrency_key: str | None = None
     on_conflict: str = "attach"
     timeout_s: float | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Admission(Protocol):
@@ -51,6 +54,7 @@ def durable(
     concurrency_key: str | None = None,
     on_conflict: str = "attach",
     timeout: float | timedelta | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]: ...
 def durable(
     function: Callable[..., Any] | None = None,
@@ -60,6 +64,7 @@ def durable(
     concurrency_key: str | None = None,
     on_conflict: str = "attach",
     timeout: float | timedelta | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Any:
     """Make each request to an endpoint a run. Goes below the route decorator.
 
@@ -72,7 +77,8 @@ def durable(
     route, principal and key, one run is at work at a time. What a second request gets is up to
     `on_conflict`: `attach` (the first one's response), `queue` (its turn after the others),
     `replace` (the first is cancelled), `reject` (409). `timeout`, seconds or a timedelta, fails
-    a run that takes longer, its waits included.
+    a run that takes longer, its waits included. `labels` are put on the run, to find it by:
+    templates like the key, such as `{"tenant": "{tenant}"}`.
     """
     if on_conflict not in POLICIES:
         raise ValueError(f"on_conflict={on_conflict!r}: choose one of {', '.join(POLICIES)}")
@@ -80,7 +86,9 @@ def durable(
 
     def decorate(function: Callable[..., Any]) -> Any:
         name = f"{function.__module__}:{function.__qualname__}"
-        spec = EndpointSpec(name, version, concurrency_key, on_conflict, timeout_s)
+        spec = EndpointSpec(
+            name, version, concurrency_key, on_conflict, timeout_s, tuple((labels or {}).items())
+        )
         wrapped = _wrap(function, spec)
         ENDPOINTS[name] = (spec, wrapped)
         wrapped.durable_endpoint = spec
@@ -93,19 +101,24 @@ async def _admit(
     spec: EndpointSpec, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
 ) -> None:
     admission = ADMISSION.get()
-    if admission is None:
-        return
-    if spec.concurrency_key is None:
-        await admission.promote(spec)
-        return
-    bound = inspect.signature(function).bind_partial(*args, **kwargs)
-    bound.apply_defaults()
-    key = spec.concurrency_key.format_map(bound.arguments)
-    if len(key) > IDEMPOTENCY_KEY_CHARS_MAX:
-        raise ValueError(
-            f"{spec.name}: a concurrency key has at most {IDEMPOTENCY_KEY_CHARS_MAX} characters"
-        )
-    await admission.promote(spec, concurrency_key=key)
+    key: str | None = None
+    given: Mapping[str, Any] = {}
+    if spec.concurrency_key is not None or spec.labels:
+        bound = inspect.signature(function).bind_partial(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+    if admission is not None:
+        if spec.concurrency_key is not None:
+            key = spec.concurrency_key.format_map(given)
+            if len(key) > IDEMPOTENCY_KEY_CHARS_MAX:
+                raise ValueError(
+                    f"{spec.name}: a concurrency key has at most {IDEMPOTENCY_KEY_CHARS_MAX} "
+                    "characters"
+                )
+        await admission.promote(spec, concurrency_key=key)
+    scope = SCOPE.get()
+    if spec.labels and scope is not None and not scope.inert:
+        label(scope, {name: value.format_map(given) for name, value in spec.labels})
 
 
 def _wrap(function: Callable[..., Any], spec: EndpointSpec) -> Any:

@@ -70,7 +70,7 @@ class Engine:
         self.orphans = asyncio.Event()  # runs may have been left by another node
         self._on_failure = on_failure
         self.keys = Keys(store)
-        self._claiming: set[str] = set()
+        self.claiming: set[str] = set()
         self._loads: dict[str, bool] = {}
         self._loading: dict[tuple[str, str | None], asyncio.Task[LiveRun]] = {}
 
@@ -125,6 +125,7 @@ class Engine:
         self, name: str, *, version: str, args: bytes, payload: bytes,
         principal: str | None = None, key: str | None = None, fingerprint: str | None = None,
         run_id: str | None = None, parent: str | None = None, concurrency_key: str | None = None,
+        exclusive: bool = False,
     ) -> LiveRun:  # fmt: skip
         """Begin a run: append its first entry. It is durable only with the log's next commit.
 
@@ -135,7 +136,7 @@ class Engine:
         record = RunRecord(
             run_id or new_run_id(now_ms), plain(name), "running", now_ms, now_ms, 1, -1, 0, 0,
             version, principal, key, fingerprint,
-            parent=parent, concurrency_key=concurrency_key,
+            parent=parent, concurrency_key=concurrency_key, exclusive=exclusive,
         )  # fmt: skip
         run = LiveRun(self.log, record, opening=True)
         run.strict = self.strict
@@ -180,13 +181,13 @@ class Engine:
 
     async def claim(self, run_ids: Sequence[str], *, dead: bool = False) -> list[LiveRun]:
         """Take charge of unfinished runs that nobody here drives; see `Store.claim`."""
-        wanted = [i for i in run_ids if i not in self.runs and i not in self._claiming]
-        self._claiming.update(wanted)
+        wanted = [i for i in run_ids if i not in self.runs and i not in self.claiming]
+        self.claiming.update(wanted)
         try:
             claimed = await self.store.claim(wanted, self.clock.now_ms(), dead=dead)
             return [self._adopt(record) for record in claimed]
         finally:
-            self._claiming.difference_update(wanted)
+            self.claiming.difference_update(wanted)
 
     def _adopt(self, record: RunRecord) -> LiveRun:
         if record.run_id in self._loads:
@@ -261,26 +262,27 @@ class Engine:
             run.body_end_seq = max(run.body_end_seq, 0)
         return run
 
-    async def cancel(self, run: LiveRun) -> None:
+    async def cancel(self, run: LiveRun, *, by: str | None = None) -> None:
         """Ask a run to stop; returns when that is durable. Its partial output stays.
 
-        A dead run is dropped: what it has done is undone, as with any other.
+        A dead run is dropped: what it has done is undone, as with any other. `by` is recorded.
         """
-        await steering.cancel(self, run)
+        await steering.cancel(self, run, by)
 
-    async def retry(self, run: LiveRun) -> bool:
+    async def retry(self, run: LiveRun, *, by: str | None = None) -> bool:
         """Have a dead or diverged run go on; returns when that is durable. False for others.
 
         The failure that it died of is void; what is recorded besides stays.
         """
-        return await steering.retry(self, run)
+        return await steering.retry(self, run, by)
 
     async def fork(
         self, run: LiveRun, before_seq: int, *,
         payload: bytes | None = None, results: Mapping[str, bytes] | None = None,
+        by: str | None = None,
     ) -> LiveRun:  # fmt: skip
         """Begin a run that shares another's journal up to an entry. See `steering.fork`."""
-        return await steering.fork(self, run, before_seq, payload=payload, results=results)
+        return await steering.fork(self, run, before_seq, payload=payload, results=results, by=by)
 
     async def signal(
         self, run: LiveRun, name: str, data: Any = None, *,

@@ -121,8 +121,12 @@ async def start(engine: Engine, function: Callable[..., Any], *args: Any, **kwar
 def begin_call(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
     *, run_id: str | None = None, parent: str | None = None, principal: str | None = None,
+    name: str | None = None, key: str | None = None, fingerprint: str | None = None,
 ) -> LiveRun:  # fmt: skip
-    """Begin a call as a run; it is durable with the log's next commit. See `start`."""
+    """Begin a call as a run; it is durable with the log's next commit. See `start`.
+
+    `name` is the run's, if not the function's; for the rest see `Engine.begin`.
+    """
     spec: EndpointSpec | None = getattr(function, "durable_endpoint", None)
     if spec is None:
         raise NotDurable(f"{function!r} is not @durable: decorate it first")
@@ -132,8 +136,8 @@ def begin_call(
         deadline_ms = engine.clock.due_ms() + int(spec.timeout_s * 1000)
     meta = orjson.dumps({"kind": KIND, "function": spec.name, "deadline": deadline_ms})
     run = engine.begin(
-        spec.name, version=spec.version, args=meta, payload=payload, principal=principal,
-        run_id=run_id, parent=parent,
+        name or spec.name, version=spec.version, args=meta, payload=payload, principal=principal,
+        run_id=run_id, parent=parent, key=key, fingerprint=fingerprint,
     )  # fmt: skip
     run.task = engine.spawn(_drive(engine, run, spec, function, payload))
     if deadline_ms is not None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.labels import Labelling
 
 
 def expire(waiter: asyncio.Future[bool]) -> None:
@@ -14,9 +18,10 @@ def expire(waiter: asyncio.Future[bool]) -> None:
 class Life:
     """One going of a run's handler: what an old one still says is void."""
 
-    __slots__ = ("halted", "over", "working")
+    __slots__ = ("halted", "labelling", "over", "working")
 
     def __init__(self) -> None:
         self.over = False  # the handler was begun anew
         self.halted = False  # nothing new begins: that, or the run is being undone
         self.working = 0  # steps at work: the run is not idle
+        self.labelling: Labelling | None = None  # once it has said something of labels

@@ -6,7 +6,7 @@ one look at `Log.observer`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -24,6 +24,10 @@ STEP: Final[ContextVar[tuple[str, str] | None]] = ContextVar("durable_endpoints_
 class Attempt(Protocol):
     """One going of a step's own function."""
 
+    def note(self, about: Mapping[str, str | int]) -> None:
+        """Note what is known of it only now: attributes of its span."""
+        ...
+
     def enter(self) -> None:
         """Note that its code runs from here on, in this context."""
         ...
@@ -35,6 +39,10 @@ class Attempt(Protocol):
     def end(self, failure: BaseException | None) -> None:
         """Note that it is over."""
         ...
+
+
+# The attempt whose code runs in this context, while somebody observes.
+ATTEMPT: Final[ContextVar[Attempt | None]] = ContextVar("durable_endpoints_attempt", default=None)
 
 
 class Observer(Protocol):

@@ -108,8 +108,8 @@ class Recovery:
         engine = self.engine
         if engine.leaving:
             return
-        # No more than there is room for: other nodes may have some.
-        room = max(0, RUNS_LIVE_MAX - len(engine.runs))
+        # No more than there is room for, with what is being claimed: other nodes may have some.
+        room = max(0, RUNS_LIVE_MAX - len(engine.runs) - len(engine.claiming))
         ids = [record.run_id for record in records if record.run_id not in engine.runs][:room]
         driving = []
         for run in await engine.claim(ids):

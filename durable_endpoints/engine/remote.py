@@ -29,9 +29,10 @@ from durable_endpoints.errors import (
     StoreError,
 )
 from durable_endpoints.frames import unpack
+from durable_endpoints.lent import Lender
 from durable_endpoints.limits import READ_BYTES_MAX, WAKE_S
 from durable_endpoints.records import EVENT_KINDS, Kind, RunRecord
-from durable_endpoints.stores.nodes import Message, Nodes
+from durable_endpoints.stores.nodes import Edge, Message, Nodes
 from durable_endpoints.stores.protocol import StoredFrame
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Remote:
 
     def __init__(self, engine: Engine, nodes: Nodes) -> None:
         self.nodes = nodes
+        self.edge = nodes if isinstance(nodes, Edge) else None
         self._engine = engine
         self._followed: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self._reading: dict[str, bool] = {}  # runs being read -> whether they moved meanwhile
@@ -63,6 +65,8 @@ class Remote:
     def start(self) -> None:
         """Begin to look, and to serve messages."""
         self.nodes.listener = self
+        if isinstance(self.nodes, Lender):
+            self._engine.waking.quotas.share(self.nodes, self._engine.spawn)
         self._engine.spawn(self._forever(self._look, self._follow_all))
         self._engine.spawn(self._forever(self._mail, self._serve_all))
 
@@ -103,11 +107,13 @@ class Remote:
         """Look for runs that nobody drives."""
         self._engine.orphans.set()
 
-    def fenced(self, reason: str) -> None:
-        """Stop everything: others may drive the runs of this node."""
-        logger.error("%s; its runs are left to others", reason)
+    def fenced(self, reason: str, run_ids: Sequence[str] | None = None) -> None:
+        """Stop everything: others may drive the runs of this node; or only some of them."""
+        if run_ids is None:
+            logger.error("%s; its runs are left to others", reason)
         for run in list(self._engine.runs.values()):
-            run.fence(reason)
+            if run_ids is None or run.id in run_ids:
+                run.fence(reason)
 
     # --- readers here of runs elsewhere
 
@@ -211,12 +217,12 @@ class Remote:
         answer = await self._ask(Message(run.id, ident, "signal", orjson.dumps(fields)))
         return Receipt(answer["outcome"], answer["seq"]) if answer is not None else None
 
-    async def cancel(self, run: LiveRun) -> bool:
+    async def cancel(self, run: LiveRun, by: str | None = None) -> bool:
         """Have the node that drives a run cancel it; False if no other node drives it.
 
         Raises: Overloaded if no answer comes in time.
         """
-        answer = await self._ask(Message(run.id, "cancel", "cancel", b"{}"))
+        answer = await self._ask(Message(run.id, "cancel", "cancel", orjson.dumps({"by": by})))
         if answer is None:
             return False
         await self.refresh(run)
@@ -227,9 +233,12 @@ class Remote:
         data = orjson.dumps({"child": child_id})
         self._engine.spawn(self._leave(Message(parent_id, f"child {child_id}", "child", data)))
 
-    def turn_came(self, run_id: str) -> None:
-        """Let the node that drives a run look whether the run is the first of its key now."""
-        self._engine.spawn(self._leave(Message(run_id, "turn", "turn", b"{}")))
+    async def turn_came(self, run_id: str) -> bool:
+        """Let the node that drives a run look whether it is the first of its key; False if none.
+
+        Raises: StoreAway, StoreFailed.
+        """
+        return await self.nodes.deposit(Message(run_id, "turn", "turn", b"{}"), answer=False)
 
     async def _leave(self, message: Message) -> None:
         while not self._engine.leaving:
@@ -278,9 +287,25 @@ class Remote:
         for message in await self.nodes.mail():
             place = (message.run_id, message.ident)
             run = self._engine.runs.get(message.run_id)
-            if run is not None and place not in self._serving:
+            if place in self._serving:
+                continue
+            if run is not None:
                 self._serving.add(place)
                 self._engine.spawn(self._serve(run, message))
+            elif self.edge is not None:
+                self._serving.add(place)
+                self._engine.spawn(self._rouse(message))
+
+    async def _rouse(self, message: Message) -> None:
+        """Bring a run back that rests on this node's own disk; its message is served then."""
+        engine = self._engine
+        try:
+            record = await engine.store.get(message.run_id)
+            if record is not None and record.status == "suspended" and engine.waking.take:
+                await engine.waking.take([record])
+                self.mailed()
+        finally:
+            self._serving.discard((message.run_id, message.ident))
 
     async def _serve(self, run: LiveRun, message: Message) -> None:
         try:
@@ -307,7 +332,7 @@ class Remote:
             receipt = await engine.waking.signal(run, signal)
             return {"outcome": receipt.outcome, "seq": receipt.seq}
         if message.kind == "cancel":
-            await engine.cancel(run)
+            await engine.cancel(run, by=asked.get("by"))
         elif message.kind == "child":
             engine.waking.child_awaited(run, asked["child"])
         elif message.kind == "turn":

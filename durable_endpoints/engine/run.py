@@ -11,6 +11,7 @@ from zlib import crc32
 
 import orjson
 
+from durable_endpoints.engine.labels import Labelling
 from durable_endpoints.engine.life import Life
 from durable_endpoints.engine.pace import TURNS_APART, Pace
 from durable_endpoints.engine.recent import Event, Recent
@@ -60,11 +61,9 @@ class LiveRun:
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
         self.log = log
         self.record = record
-        self.seq = record.last_seq + 1
-        self.offset = record.events
+        self.seq, self.offset = record.last_seq + 1, record.events
         self.crc = crc
-        self.durable_seq = record.last_seq
-        self.durable_offset = record.events
+        self.durable_seq, self.durable_offset = record.last_seq, record.events
         self.head: bytes | None = None
         self.recent = Recent()
         self.rewinds: list[tuple[int, int]] = []  # (offset of the rewind, what it went back to)
@@ -95,15 +94,13 @@ class LiveRun:
         self._status: Status = record.status
         self._opening = opening
         self._bytes = 0
-        self._parked = False
-        self._progress = False
+        self._parked = self._progress = False
         self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
         self._waits: Waits | None = None
         self._parts: list[bytes] = []
         self._events = 0
-        self._first_seq = self.seq
-        self._first_offset = self.offset
+        self._first_seq, self._first_offset = self.seq, self.offset
         self._hash_in = self.crc
 
     @property
@@ -247,6 +244,7 @@ class LiveRun:
         self.caught_up = journal.exhausted
         self.cancelling = self.cancelling or journal.cancel_at is not None
         self.patches = dict.fromkeys(journal.patches, True)
+        self.life.labelling = Labelling(self.record.labels, journal.labelled)
         self.pace.shared = self.pace.noted = journal.shared_at is not None
         self.wake()
         if journal.at_cancel or (journal.exhausted and self.cancelling):
@@ -323,16 +321,17 @@ class LiveRun:
             self._events, self._hash_in, pack(self._parts) if count else b"", self.at_ms,
             self._status, self.record if self._opening else None, self.error, self._progress,
         )  # fmt: skip
+        if count and self.life.labelling is not None:
+            frame.labels = self.life.labelling.take()
         if self._waits is not None:
             self._waits.add_to(frame)
-        if self.record.parent is not None and frame.status in ENDED:
-            frame.wakes = self.record.parent
+        if frame.status in ENDED:
+            frame.wakes, frame.frees = self.record.parent, self.record.concurrency_key is not None
         self._opening = False
         self._progress = False
         self._parts = []
         self._events = 0
-        self._first_seq = self.seq
-        self._first_offset = self.offset
+        self._first_seq, self._first_offset = self.seq, self.offset
         self._hash_in = self.crc
         return frame
 
@@ -346,6 +345,7 @@ class LiveRun:
         record.error = frame.error
         record.attempts = 0 if frame.progress else record.attempts
         record.wake_at_ms, record.waiting = frame.wake_at_ms, frame.waiting
+        record.labels = frame.labels or record.labels
         self.progressed = self.progressed or frame.progress
         if frame.wakes is not None:
             self.log.host.child_ended(self)

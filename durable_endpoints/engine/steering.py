@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from durable_endpoints.engine.labels import Labelling, labels_of
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Fenced
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _NOT_SHARED: Final = TERMINAL_KINDS | {Kind.CANCEL}
 
 
-async def cancel(engine: Engine, run: LiveRun) -> None:
+async def cancel(engine: Engine, run: LiveRun, by: str | None) -> None:
     """Ask a run to stop; returns when that is durable. Its partial output stays.
 
     A dead run is dropped: what it has done is undone, as with any other.
@@ -31,23 +32,23 @@ async def cancel(engine: Engine, run: LiveRun) -> None:
         live = engine.runs.get(run.id)
         if live is not None and not live.resting:
             with suppress(Fenced):  # it changes hands
-                await _cancel_live(live)
+                await _cancel_live(live, by)
                 return
-        if await _cancel_parked(engine, run):
+        if await _cancel_parked(engine, run, by):
             return
         await asyncio.sleep(0.005)  # it is changing hands
     if run.over:
         await run.durable(run.terminal_seq)
 
 
-async def _cancel_live(run: LiveRun) -> None:
+async def _cancel_live(run: LiveRun, by: str | None) -> None:
     await asyncio.sleep(0)  # a task that has not begun would end without a word
     while _is_unread(run):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.005)  # its journal is being read
     if run.told == 3:
         raise Fenced("it is being parked as dead")
     if not run.cancelling and not run.over:
-        run.append(Kind.CANCEL)
+        run.append(Kind.CANCEL, args=_said_by(by))
         run.cancelling = True
         # During a replay the handler gets to where it was, so that it can be undone.
         if run.task is not None and run.replay is None and not run.told:
@@ -56,10 +57,10 @@ async def _cancel_live(run: LiveRun) -> None:
     await run.durable(run.seq - 1)  # also for who asks a second time
 
 
-async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
+async def _cancel_parked(engine: Engine, run: LiveRun, by: str | None) -> bool:
     claimed = await engine.claim([run.id], dead=True)
     if not claimed:
-        if engine.remote is not None and await engine.remote.cancel(run):
+        if engine.remote is not None and await engine.remote.cancel(run, by):
             return True
         record = await engine.store.get(run.id)
         return record is None or record.status in TERMINAL
@@ -69,11 +70,10 @@ async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
     unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
     restore(parked, entries)
     if not any(entry.kind == Kind.CANCEL for entry in entries):
-        parked.append(Kind.CANCEL)
+        parked.append(Kind.CANCEL, args=_said_by(by))
     parked.cancelling = True
     if unwind and engine.waking.drive is not None and not diverged:
-        parked.revive()
-        await parked.durable(parked.seq - 1)
+        await _revive(engine, parked)
         engine.waking.drive(parked)
         return True
     try:
@@ -84,14 +84,21 @@ async def _cancel_parked(engine: Engine, run: LiveRun) -> bool:
     return True
 
 
-async def retry(engine: Engine, run: LiveRun) -> bool:
+def _said_by(by: str | None) -> bytes:
+    return b"" if by is None else orjson.dumps({"by": by})
+
+
+async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:
     """Have a dead or diverged run go on; returns when that is durable. False for others.
 
     The failure that it died of is void; what is recorded besides stays.
+
+    Raises: Overloaded while another run of its concurrency key is at work.
     """
     record = await engine.store.get(run.id)
     if record is None or record.status not in ("dead", "diverged"):
         return False
+    await engine.conflicts.check_free(record)
     while run.id in engine.runs:  # noqa: ASYNC110 - who drove it is just letting go
         await asyncio.sleep(0.001)
     claimed = await engine.claim([run.id], dead=True)
@@ -101,14 +108,26 @@ async def retry(engine: Engine, run: LiveRun) -> bool:
     entries = await read_journal(engine.store, run.id)
     restore(parked, entries)
     keys = failures_of(entries)
-    seq = parked.append(Kind.RETRY, b"", orjson.dumps(keys))
-    parked.revive()
-    await parked.durable(seq)
+    parked.append(Kind.RETRY, b"", orjson.dumps(keys), args=_said_by(by))
+    await _revive(engine, parked)
     if engine.waking.drive is not None:
         engine.waking.drive(parked)
     else:
         engine.forget(parked)
     return True
+
+
+async def _revive(engine: Engine, run: LiveRun) -> None:
+    """Have a parked run go on as of what was appended; returns when that is durable.
+
+    Raises: Fenced if another node was faster, with this run or with another one of its key.
+    """
+    run.revive()
+    try:
+        await run.durable(run.seq - 1)
+    except Fenced:
+        engine.forget(run)
+        raise
 
 
 def _is_unread(run: LiveRun) -> bool:
@@ -118,6 +137,7 @@ def _is_unread(run: LiveRun) -> bool:
 async def fork(
     engine: Engine, run: LiveRun, before_seq: int, *,
     payload: bytes | None = None, results: Mapping[str, bytes] | None = None,
+    by: str | None = None,
 ) -> LiveRun:  # fmt: skip
     """Begin a run that shares another's journal up to entry `before_seq`; returns when durable.
 
@@ -134,11 +154,16 @@ async def fork(
         raise ValueError(f"results: no step before entry {before_seq} has the key {min(unknown)!r}")
     started = entries[0]
     meta = {**orjson.loads(started.args), "deadline": None, "fork": [run.id, before_seq]}
+    meta.pop("by", None)
+    if by is not None:
+        meta["by"] = by
     forked = engine.begin(
         record.name, version=record.version, principal=record.principal,
         args=orjson.dumps(meta), payload=started.payload if payload is None else payload,
     )  # fmt: skip
     forked.rewind_aware = bool(meta.get("rewinds"))
+    forked.life.labelling = Labelling(labels_of(entries[:before_seq]))
+    forked.life.labelling.changed = True
     for entry in entries[1:before_seq]:
         if entry.kind in _NOT_SHARED:
             continue

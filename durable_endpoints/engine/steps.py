@@ -51,6 +51,7 @@ class StepSpec:
     effect: bool = False
     on_ambiguous: str = "retry"
     verify: Callable[..., Awaitable[Any]] | None = None
+    about: Mapping[str, str] | None = None  # for who observes: attributes of its spans
 
     @property
     def staged(self) -> bool:
@@ -171,6 +172,7 @@ async def run_step(
     if run.replay is not None or run.log.full or life.over:
         await settle(run, scope)
     took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
+    run.log.meters.took_us.append(took_us)
     key = f"{ident} {spec.name}".encode()
     seq = run.append(kind, key, data, check, took_us, recorded_args)
     if run.strict or run.pace.shared:
@@ -222,7 +224,9 @@ def record(
     if failure is not None:
         kind, data = _STEP_FAILED, failures.dump(failure)
     key = f"{ident} {spec.name}".encode()
-    return run.append(kind, key, data, check, min(took_us, _TOOK_US_MAX), recorded_args)
+    took_us = min(took_us, _TOOK_US_MAX)
+    run.log.meters.took_us.append(took_us)
+    return run.append(kind, key, data, check, took_us, recorded_args)
 
 
 def as_recorded(spec: StepSpec, failure: Exception) -> Exception:

@@ -102,6 +102,7 @@ class StreamAttempts:
             return "truncated" if policy == "finalize" and self.items else "failed"
         self._until_ms = run.log.clock.due_ms() + int(delay_s * 1000)
         fields = {"until": self._until_ms, "began": self._began_ms, "error": described(error)}
+        run.log.meters.retries += 1
         run.append(Kind.ATTEMPT, self._key, orjson.dumps(fields), self._check)
         if here:
             raise Again from error

@@ -153,9 +153,9 @@ class Waking:
 
     async def begin_child(
         self, run: LiveRun, child_id: str, function: Callable[..., Any],
-        args: tuple[Any, ...], kwargs: dict[str, Any],
+        args: tuple[Any, ...], kwargs: dict[str, Any], *, fresh: bool = False,
     ) -> None:  # fmt: skip
-        """Begin a child run, unless there is one of this id."""
+        """Begin a child run, unless there is one of this id; of a fresh one there is none."""
         from durable_endpoints.engine.functions import begin_call
 
         engine = self._engine
@@ -163,10 +163,11 @@ class Waking:
         # One that was fenced before it was durable may linger: it never was.
         if ours is not None and ours.gone is None:
             return
-        if await engine.store.get(child_id) is not None:
-            return
         record = run.record
-        if await engine.store.was_deleted(child_id, record.principal):
+        if not fresh and (
+            await engine.store.get(child_id) is not None
+            or await engine.store.was_deleted(child_id, record.principal)
+        ):
             return
         begin_call(
             engine, function, args, kwargs, run_id=child_id, parent=run.id,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from durable_endpoints.records import Frame, RunRecord, WaitRecord
-from durable_endpoints.states import ENDED, move
+from durable_endpoints.labels import terms
+from durable_endpoints.limits import RUNS_COUNTED_MAX
+from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
+from durable_endpoints.states import ENDED, UNFINISHED, move
 from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
 from durable_endpoints.stores.waits import fields_of, match_of
@@ -58,6 +60,7 @@ class MemoryStore:
             run.attempts = 0 if frame.progress else run.attempts
             run.error = frame.error
             run.wake_at_ms, run.waiting = frame.wake_at_ms, frame.waiting
+            run.labels = frame.labels or run.labels
         for frame in batch:
             if frame.run_id not in fenced:
                 self._follow(frame)
@@ -116,6 +119,10 @@ class MemoryStore:
 
     async def list(self, query: Query) -> list[RunRecord]:
         """See `Store.list`."""
+        if query.concurrency_key is not None:
+            place = (query.principal, query.name, query.concurrency_key)
+            runs = self._runs.values()  # in the order in which they were opened
+            return [replace(run) for run in runs if _is_unfinished_at(run, place)][: query.limit]
         rows = sorted(self._runs.values(), key=lambda run: run.run_id, reverse=True)
         return [
             replace(run)
@@ -126,8 +133,13 @@ class MemoryStore:
             and (query.before is None or run.run_id < query.before)
             and (query.due_ms is None or _is_due(run, query.due_ms))
             and (query.parent is None or run.parent == query.parent)
-            and (query.concurrency_key in (None, run.concurrency_key))
+            and terms(run.labels).issuperset(query.labels)
         ][: query.limit]
+
+    async def count(self) -> Mapping[Status, int]:
+        """See `Store.count`."""
+        statuses = [run.status for run in self._runs.values()]
+        return {s: min(statuses.count(s), RUNS_COUNTED_MAX) for s in UNFINISHED}
 
     async def claim(
         self, run_ids: Sequence[str], now_ms: int, *, dead: bool = False
@@ -169,6 +181,10 @@ class MemoryStore:
 
     async def close(self) -> None:
         """See `Store.close`."""
+
+
+def _is_unfinished_at(run: RunRecord, place: tuple[str | None, str | None, str]) -> bool:
+    return (run.principal, run.name, run.concurrency_key) == place and run.status not in ENDED
 
 
 def _is_due(run: RunRecord, due_ms: int) -> bool:

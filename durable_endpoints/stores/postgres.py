@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import asyncpg
@@ -23,7 +23,7 @@ import asyncpg
 from durable_endpoints import limits
 from durable_endpoints.clock import Clock, SystemClock
 from durable_endpoints.errors import StoreAway, StoreFailed, StoreRefused
-from durable_endpoints.records import Frame, RunRecord, WaitRecord
+from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 from durable_endpoints.stores.postgres_append import unwritten, write
 from durable_endpoints.stores.postgres_lease import Lease
 from durable_endpoints.stores.postgres_link import Address, Connection, Link, Trouble, connect, sql
@@ -61,6 +61,9 @@ class PostgresStore:
         self.address = Address.parse(address)
         self.failed: str | None = None
         self.node = ""
+        self.identity: str | None = (
+            None  # the node's name, if it is to be the same at every opening
+        )
         self._clock = clock or SystemClock()
         self._host = f"{socket.gethostname()}:{os.getpid()}"
         self._pid = os.getpid()
@@ -80,7 +83,7 @@ class PostgresStore:
             await self.close()
         self._pid, self._loop = os.getpid(), asyncio.get_running_loop()
         self._host = f"{socket.gethostname()}:{self._pid}"
-        self.node = secrets.token_hex(8)
+        self.node = self.identity or secrets.token_hex(8)
         self.failed, self._away_since_s = None, None
         try:
             await self._open(self._clock.monotonic_s() + limits.POSTGRES_OPEN_S)
@@ -286,6 +289,17 @@ class PostgresStore:
         """See `Store.was_deleted`."""
         found = await self._ask(lambda c: c.fetch(_DELETED, run_id, packed(principal)))
         return bool(found)
+
+    async def count(self) -> Mapping[Status, int]:
+        """See `Store.count`."""
+        most = limits.RUNS_COUNTED_MAX
+        return dict(await self._ask(lambda c: c.fetch(sql("postgres/count"), most)))
+
+    async def fleet(self) -> Sequence[Mapping[str, Any]]:
+        """Return the nodes: node, host, lease_s (left), since_ms, runs (that it drives)."""
+        most = (limits.LIST_ROWS_MAX, limits.RUNS_COUNTED_MAX)
+        rows = await self._ask(lambda c: c.fetch(sql("postgres/fleet"), *most))
+        return [dict(row) for row in rows]
 
     async def settings(self) -> dict[str, Any]:
         """Return what the database says of itself, for the doctor."""

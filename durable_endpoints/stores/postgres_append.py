@@ -13,6 +13,7 @@ from durable_endpoints.stores.postgres_link import Connection, Link, Trouble, sq
 
 logger = logging.getLogger("durable_endpoints")
 
+_EXCLUSIVE: Final = "runs_exclusive"
 # How long a former connection may take to end: half of what an answer may take.
 _END_MS: Final = int(POSTGRES_ANSWER_S * 500)
 
@@ -29,8 +30,12 @@ async def write(connection: Connection, batch: Sequence[Frame], node: str) -> fr
         if Trouble.of(error) is not Trouble.DATA:
             raise
         if len(batch) == 1:
-            logger.exception("run %s holds what cannot be stored; it is set aside", batch[0].run_id)
-            return frozenset({batch[0].run_id})
+            run_id = batch[0].run_id
+            if getattr(error, "constraint_name", None) == _EXCLUSIVE:
+                logger.info("run %s cannot come back beside another one of its key", run_id)
+            else:
+                logger.exception("run %s holds what cannot be stored; it is set aside", run_id)
+            return frozenset({run_id})
     fenced: set[str] = set()
     for frame in batch:
         fenced |= await write(connection, [frame], node)

@@ -35,15 +35,19 @@ _SESSION: Final = {
 
 @cache
 def sql(name: str, *sections: str) -> str:
-    """Return a statement of ours by its name, with those of its sections that are named."""
-    kept, inside = [], False
+    """Return a statement of ours by its name, with those of its sections that are named.
+
+    A section may lie within another one.
+    """
+    kept: list[str] = []
+    around: list[bool] = []  # of each section around the line: whether it is wanted
     for line in (_SQL / f"{name}.sql").read_text().splitlines():
         mark = line.strip()
         if mark.startswith("--+ "):
-            inside = mark.removeprefix("--+ ") not in sections
+            around.append(mark.removeprefix("--+ ") in sections)
         elif mark == "--.":
-            inside = False
-        elif not inside:
+            around.pop()
+        elif all(around):
             kept.append(line)
     return "\n".join(kept)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from durable_endpoints import limits
 from durable_endpoints.clock import Clock
 from durable_endpoints.errors import StoreError
+from durable_endpoints.lent import Demand, Grant
 from durable_endpoints.records import Frame
 from durable_endpoints.stores.nodes import Listener, Message, Standing
 from durable_endpoints.stores.postgres_lease import Lease
@@ -23,6 +24,10 @@ logger = logging.getLogger("durable_endpoints")
 
 Ask = Callable[[Callable[[Connection], Awaitable[Any]]], Awaitable[Any]]
 
+_UNSHIPPED: Final = (
+    "select unshipped from nodes join runs on runs.owner = nodes.node"
+    " where runs.run_id = $1 and runs.status = 'running'"
+)
 _WATCH: Final = "watch"  # <node> <run>…: tell that node of the runs' commits
 _MOVED: Final = "moved"  # <run>…: they have been committed for
 _MAIL: Final = "mail"  # there are messages
@@ -92,11 +97,10 @@ class PostgresNodes:
         self._fenced = not self._lease.held
 
     async def _clean(self) -> None:
-        forget = sql("postgres/forget_mail")
         while True:
             await asyncio.sleep(limits.MAIL_KEPT_S)
             try:
-                await self._ask(lambda c: c.execute(forget, limits.MAIL_KEPT_S))
+                await self._ask(_forget)
             except StoreError as error:
                 logger.info("old messages are kept for longer: %s", error)
 
@@ -168,6 +172,11 @@ class PostgresNodes:
                 self._news.tell(owner, f"{_WATCH} {self.node}", part)
         return [Standing(*row[:4]) for row in rows]
 
+    async def unshipped(self, run_id: str) -> bytes | None:
+        """See `Nodes.unshipped`."""
+        said: str | None = await self._ask(lambda c: c.fetchval(_UNSHIPPED, run_id))
+        return said.encode() if said is not None else None
+
     # --- messages
 
     async def deposit(self, message: Message, *, answer: bool) -> bool:
@@ -206,3 +215,22 @@ class PostgresNodes:
         """See `Nodes.withdraw`."""
         values = (message.run_id, packed(message.ident))
         await self._ask(lambda c: c.execute(sql("postgres/withdraw"), *values))
+
+    # --- rate limits
+
+    async def lend(self, demand: Demand) -> Grant:
+        """See `Lender.lend`."""
+        values = (
+            packed(demand.name), packed(demand.key), self.node, demand.rate, demand.capacity,
+            demand.concurrent, demand.tokens_had, demand.tokens, demand.uses_had,
+            demand.uses_spare, demand.uses, demand.ahead_s, limits.QUOTA_FRESH_S, demand.pause_s,
+        )  # fmt: skip
+        tokens, uses, start_s, base_s, others = await self._ask(
+            lambda c: c.fetchrow(sql("postgres/lend"), *values)
+        )
+        return Grant(tokens, uses, start_s, base_s or 0.0, others)
+
+
+async def _forget(connection: Connection) -> None:
+    for name in ("forget_mail", "forget_quotas"):
+        await connection.execute(sql(f"postgres/{name}"), limits.MAIL_KEPT_S)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import orjson
+
 from durable_endpoints.limits import LIST_ROWS_MAX
 from durable_endpoints.states import TRANSITIONS
 from durable_endpoints.stores.postgres_rows import ROW, WAIT_ROW, packed
@@ -37,8 +39,19 @@ class _Terms:
         return f"where {' and '.join(self._terms)}" if self._terms else ""
 
 
+# The order of the turns is the index's own: only the rows that are wanted are read.
+_QUEUE: Final = (
+    f"select {ROW} from runs where concurrency_key = $1 and name = $2"  # noqa: S608
+    " and coalesce('p' || principal, '') = coalesce('p' || $3::text, '')"
+    " and status in ('running', 'suspended', 'diverged') order by turn limit $4"
+)
+
+
 def list_sql(query: Query, node: str) -> tuple[str, list[Any]]:
     """Return the statement for a list of runs, and its values."""
+    if query.concurrency_key is not None:
+        place = (packed(query.concurrency_key), packed(query.name), packed(query.principal))
+        return _QUEUE, [*place, min(query.limit, LIST_ROWS_MAX)]
     terms = _Terms()
     if query.statuses:
         # Written out, so that the planner sees that a partial index will do.
@@ -51,14 +64,19 @@ def list_sql(query: Query, node: str) -> tuple[str, list[Any]]:
         ("run_id < {}", query.before),
         ("wake_at_ms <= {}", query.due_ms),
         ("parent = {}", query.parent),
-        ("concurrency_key = {}", packed(query.concurrency_key)),
     ):
         if value is not None:
             terms.add(term, value)
+    if query.labels:
+        # All of them as one object; two of one name are no label that a run can have.
+        asked = dict(label.split(":", 1) for label in query.labels)
+        terms.add("labels is not null and labels::jsonb @> {}::jsonb", orjson.dumps(asked).decode())
+        if len(asked) < len(set(query.labels)):
+            terms.add("false")
     if query.unowned:
         terms.add(_UNOWNED, node)
     rows = f"select {ROW} from runs {terms}"  # noqa: S608
-    few = (query.due_ms, query.parent, query.concurrency_key, query.unowned or None)
+    few = (query.due_ms, query.parent, query.unowned or None)
     if any(value is not None for value in few):
         # These have an index of their own; without this, a planner that knows no statistics yet
         # would rather walk through all runs in the order that is asked for.

@@ -11,7 +11,7 @@ from durable_endpoints.stores.waits import fields_of
 ROW: Final = (
     "run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events, attempts,"
     " version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,"
-    " concurrency_key"
+    " concurrency_key, labels"
 )
 WAIT_ROW: Final = "run_id, ident, kind, name, since_ms, until_ms, match, summary, principal"
 
@@ -75,13 +75,19 @@ def arguments(batch: Sequence[Frame], node: str) -> tuple[tuple[str, ...], list[
     """Return the sections of append.sql that a batch needs, and its arguments."""
     openings = [frame.opening for frame in batch if frame.opening is not None]
     values: list[Any] = [*columns(batch, _FRAME), sorted(_locked(batch))]
-    waits = any(f.waits or f.answered or f.wakes for f in batch)
+    waits = any(f.waits or f.answered or f.wakes or f.labels for f in batch)
+    freed = ("freed",) if any(f.frees for f in batch) else ()
     if not openings and not waits:
-        return (), values
+        return freed, values
     values += [*columns(openings, _OPENING), node]
-    if not waits:
-        return ("openings",), values
-    return ("openings", "waits"), values + _waits(batch)
+    keys = any(run.concurrency_key is not None for run in openings)
+    if not waits and not keys:
+        return ("openings", *freed), values
+    values += _waits(batch)
+    if not keys:
+        return ("openings", "waits", *freed), values
+    exclusive = [run.exclusive for run in openings]
+    return ("openings", "waits", "keys", *freed), [*values, exclusive]
 
 
 def _locked(batch: Sequence[Frame]) -> set[str]:
@@ -103,4 +109,5 @@ def _waits(batch: Sequence[Frame]) -> list[Any]:
         *columns(waits, _WAIT),
         [run_id for run_id, _ in answered],
         [ident for _, ident in answered],
+        [frame.labels for frame in batch],
     ]

@@ -9,7 +9,7 @@ import asyncpg
 from durable_endpoints.errors import StoreRefused
 from durable_endpoints.stores.postgres_link import Address, Connection, sql
 
-SCHEMA: Final = 1
+SCHEMA: Final = 4
 _LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('durable-endpoints ' || $1, 0))"
 _VERSION: Final = "select max(number) from migrations"
 

@@ -20,7 +20,11 @@ PATIENCE_S: Final[ContextVar[float | None]] = ContextVar(
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which runs to list, newest first. `before` is the last run id of the page before."""
+    """Which runs to list, newest first. `before` is the last run id of the page before.
+
+    With a `concurrency_key`: the unfinished runs of that very principal, name and key, in the
+    order in which they were opened, the first one first.
+    """
 
     statuses: tuple[Status, ...] = ()
     name: str | None = None
@@ -30,6 +34,7 @@ class Query:
     due_ms: int | None = None  # runs that are to be woken by then
     parent: str | None = None
     concurrency_key: str | None = None
+    labels: tuple[str, ...] = ()  # each `name:value`; runs that have all of them
     unowned: bool = False  # only runs that may be claimed: no other node drives them
 
 
@@ -89,7 +94,8 @@ class Store(Protocol):
         checked in the statement that inserts (I6). The ids of the others are returned: they are
         fenced, the rest of the batch stands. Does not return before the disk has it. A frame's
         waits are opened and answered with it (`"*"`: all of the run's), and the suspended run
-        that it `wakes` becomes due.
+        that it `wakes` becomes due. The openings of one concurrency key have an order, whichever
+        nodes they come from; an `exclusive` one is fenced while there is an unfinished one.
         """
         ...
 
@@ -112,7 +118,14 @@ class Store(Protocol):
         ...
 
     async def list(self, query: Query) -> list[RunRecord]:
-        """Return rows, newest first."""
+        """Return rows, newest first, but for those of a concurrency key."""
+        ...
+
+    async def count(self) -> Mapping[Status, int]:
+        """Return how many runs there are of each status that is no end, and dead ones.
+
+        Quick: of one status at most RUNS_COUNTED_MAX are counted.
+        """
         ...
 
     async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:

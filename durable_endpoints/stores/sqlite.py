@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -18,7 +18,7 @@ import aiosqlite
 
 from durable_endpoints import limits
 from durable_endpoints.errors import StoreError, StoreFailed, StoreRefused
-from durable_endpoints.records import Frame, RunRecord, WaitRecord
+from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 from durable_endpoints.stores import statements, waits
 from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.ownership import Ownership
@@ -27,10 +27,9 @@ from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
 T = TypeVar("T")
 Rows: TypeAlias = list[RunRecord]  # inside the class, `list` is a method
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 # What a commit adds to the log besides the frames: some index and table pages.
 _COMMIT_BYTES: Final = 12 * limits.KIB
-_UNFINISHED: Final = frozenset({"running", "suspended", "dead", "diverged"})
 _SQL: Final = Path(__file__).parent / "sql"
 
 
@@ -124,34 +123,14 @@ class SQLiteStore:
 
     async def list(self, query: Query) -> list[RunRecord]:
         """See `Store.list`."""
-        terms: list[str] = []
-        values: list[Any] = []
-        if query.statuses:
-            terms.append(f"status in ({', '.join('?' * len(query.statuses))})")
-            values += query.statuses
-        for column, sign, value in (
-            ("name", "=", query.name),
-            ("principal", "=", query.principal),
-            ("run_id", "<", query.before),
-            ("wake_at_ms", "<=", query.due_ms),
-            ("parent", "=", query.parent),
-            ("concurrency_key", "=", query.concurrency_key),
-        ):
-            if value is not None:
-                terms.append(f"{column} {sign} ?")
-                values.append(value)
-        # A partial index is used only where its own condition is to be read in the statement.
-        if query.statuses and _UNFINISHED.issuperset(query.statuses):
-            terms.append("status in ('running', 'suspended', 'dead', 'diverged')")
-        if query.concurrency_key is not None:
-            terms.append("concurrency_key is not null")
-            terms.append("status in ('running', 'suspended', 'diverged')")
-        if query.due_ms is not None:
-            terms.append("wake_at_ms is not null")
-        where = f"where {' and '.join(terms)} " if terms else ""
-        values.append(min(query.limit, limits.LIST_ROWS_MAX))
-        index = "indexed by runs_due " if query.due_ms is not None else ""
-        return await self._rows(f"{index}{where}order by run_id desc limit ?", tuple(values))
+        sql, values = statements.list_sql(query)
+        return await self._read(
+            lambda db: [RunRecord(*row) for row in db.execute(sql, values).fetchall()]
+        )
+
+    async def count(self) -> Mapping[Status, int]:
+        """See `Store.count`."""
+        return await self._read(statements.count)
 
     async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:
         """See `Store.waits`."""

@@ -6,9 +6,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from durable_endpoints.records import Frame, RunRecord
+from durable_endpoints.labels import terms
+from durable_endpoints.limits import LIST_ROWS_MAX, RUNS_COUNTED_MAX
+from durable_endpoints.records import Frame, RunRecord, Status
+from durable_endpoints.states import UNFINISHED
 from durable_endpoints.stores import waits
-from durable_endpoints.stores.protocol import StoredFrame
+from durable_endpoints.stores.protocol import Query, StoredFrame
 
 T = TypeVar("T")
 
@@ -19,9 +22,9 @@ SEQ_MAX: Final = (1 << SEQ_BITS) - 1
 ROW: Final = (
     "run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events, attempts,"
     " version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,"
-    " concurrency_key"
+    " concurrency_key, labels"
 )
-_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values ({', '.join('?' * 19)})"  # noqa: S608
+_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values ({', '.join('?' * 20)})"  # noqa: S608
 _FIRST: Final = (
     "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
     " values (?, ?, ?, ?, ?, ?, ?)"
@@ -37,6 +40,17 @@ _ADVANCE: Final = (
     " error = ?7, attempts = case when ?9 then 0 else attempts end,"
     " wake_at_ms = ?10, waiting = ?11"
     " where run_id = ?1 and epoch = ?2 and last_seq = ?8"
+)
+# By the index of unfinished runs, whose condition it has to name.
+_COUNT: Final = (
+    "select count(*) from (select 1 from runs where status = ?"
+    " and status in ('running', 'suspended', 'dead', 'diverged') limit ?)"
+)
+# A partial index is used only where its own condition is to be read in the statement.
+_QUEUE: Final = (
+    f"select {ROW} from runs where concurrency_key = ? and concurrency_key is not null"  # noqa: S608
+    " and name = ? and principal is ? and status in ('running', 'suspended', 'diverged')"
+    " order by no limit ?"
 )
 CLAIM: Final = (
     "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempts = attempts + 1,"  # noqa: S608
@@ -78,9 +92,22 @@ def append(
             followed = frame.waits or frame.answered or frame.wakes
             if followed and frame.run_id not in fenced:
                 waits.follow(db, frame)
+            if frame.labels is not None and frame.run_id not in fenced:
+                _label(db, frame.run_id, frame.labels)
         return fenced
 
     return transaction(db, work)
+
+
+def _label(db: sqlite3.Connection, run_id: str, labels: str | None) -> None:
+    """Set the labels of a run; None before it is deleted."""
+    (before,) = db.execute("select labels from runs where run_id = ?", (run_id,)).fetchone()
+    old, new = terms(before), terms(labels)
+    gone = [(term, run_id) for term in sorted(old - new)]
+    come = [(term, run_id) for term in sorted(new - old)]
+    db.executemany("delete from labels where label = ? and run_id = ?", gone)
+    db.executemany("insert into labels (label, run_id) values (?, ?)", come)
+    db.execute("update runs set labels = ? where run_id = ?", (labels, run_id))
 
 
 def _go_on(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]:
@@ -118,7 +145,7 @@ def _opening_row(number: int, frame: Frame) -> tuple[Any, ...]:
         number, run.run_id, run.name, frame.status, run.created_at_ms, frame.at_ms, frame.epoch,
         frame.last_seq, frame.events, 0, run.version, run.principal,
         run.idempotency_key, run.fingerprint, frame.error, frame.wake_at_ms, frame.waiting,
-        run.parent, run.concurrency_key,
+        run.parent, run.concurrency_key, None,
     )  # fmt: skip
 
 
@@ -183,25 +210,84 @@ def claim(
     return transaction(db, work)
 
 
+def remove(db: sqlite3.Connection, run_id: str) -> tuple[int, str | None] | None:
+    """Remove a run and all that belongs to it; return its number and its principal."""
+    sql = "select no, principal from runs where run_id = ?"
+    row: tuple[int, str | None] | None = db.execute(sql, (run_id,)).fetchone()
+    if row is not None:
+        _label(db, run_id, None)
+        db.execute("delete from runs where no = ?", (row[0],))
+        low, high = row[0] << SEQ_BITS, (row[0] + 1) << SEQ_BITS
+        db.execute("delete from frames where id between ? and ?", (low, high - 1))
+        db.execute("delete from waits where no = ?", (row[0],))
+    return row
+
+
 def delete(db: sqlite3.Connection, run_id: str) -> bool:
     """Remove a run for good. See `Store.delete`."""
 
     def work() -> bool:
-        row = db.execute(
-            "delete from runs where run_id = ? returning no, principal", (run_id,)
-        ).fetchone()
-        if row is None:
-            return False
-        low, high = row[0] << SEQ_BITS, (row[0] + 1) << SEQ_BITS
-        db.execute("delete from frames where id between ? and ?", (low, high - 1))
-        db.execute("delete from waits where no = ?", (row[0],))
-        db.execute("insert into deleted (run_id, principal) values (?, ?)", (run_id, row[1]))
-        return True
+        row = remove(db, run_id)
+        if row is not None:
+            db.execute("insert into deleted (run_id, principal) values (?, ?)", (run_id, row[1]))
+        return row is not None
 
     gone = transaction(db, work)
     if gone:  # the log still holds the old pages: fold it back and empty it (I21)
         db.execute("pragma wal_checkpoint(truncate)")
     return gone
+
+
+def count(db: sqlite3.Connection) -> dict[Status, int]:
+    """Count unfinished runs by status. See `Store.count`."""
+    return {
+        status: db.execute(_COUNT, (status, RUNS_COUNTED_MAX)).fetchone()[0]
+        for status in UNFINISHED
+    }
+
+
+def list_sql(query: Query) -> tuple[str, list[Any]]:
+    """Return the statement for a list of runs, and its values."""
+    if query.concurrency_key is not None:
+        place = [query.concurrency_key, query.name, query.principal]
+        return _QUEUE, [*place, min(query.limit, LIST_ROWS_MAX)]
+    terms: list[str] = []
+    values: list[Any] = []
+    source, order = "runs", "run_id"
+    if query.due_ms is not None:
+        source = "runs indexed by runs_due"
+        terms.append("wake_at_ms is not null")
+    elif query.labels:  # walks the runs that have the first of them, the newest first
+        order = "labelled"
+        source = "(select run_id as labelled from labels where label = ?) cross join runs"
+        terms.append("run_id = labelled")
+        values.append(query.labels[0])
+        if query.before is not None:
+            terms.append("labelled < ?")
+            values.append(query.before)
+    for label in query.labels if query.due_ms is not None else query.labels[1:]:
+        terms.append("exists (select 1 from labels l where l.label = ? and l.run_id = runs.run_id)")
+        values.append(label)
+    if query.statuses:
+        terms.append(f"status in ({', '.join('?' * len(query.statuses))})")
+        values += query.statuses
+    for column, sign, value in (
+        ("name", "=", query.name),
+        ("principal", "=", query.principal),
+        ("run_id", "<", query.before),
+        ("wake_at_ms", "<=", query.due_ms),
+        ("parent", "=", query.parent),
+    ):
+        if value is not None:
+            terms.append(f"{column} {sign} ?")
+            values.append(value)
+    # A partial index is used only where its own condition is to be read in the statement.
+    if query.statuses and set(UNFINISHED).issuperset(query.statuses):
+        terms.append("status in ('running', 'suspended', 'dead', 'diverged')")
+    where = f"where {' and '.join(terms)} " if terms else ""
+    values.append(min(query.limit, LIST_ROWS_MAX))
+    sql = f"select {ROW} from {source} {where}order by {order} desc limit ?"  # noqa: S608
+    return sql, values
 
 
 def first(rows: list[RunRecord]) -> RunRecord | None:

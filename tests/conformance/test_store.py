@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from durable_endpoints.labels import merged
 from durable_endpoints.records import Status
 from durable_endpoints.stores.protocol import Query, Store
-from tests.conformance.made import Check, frame, record
+from tests.conformance.made import Check, frame, opening, record
 
 
 def test_frames_come_back_in_order_from_any_place(check: Check) -> None:
@@ -100,5 +103,61 @@ def test_i21_a_deleted_run_is_gone_and_known_as_deleted(check: Check) -> None:
         assert not await store.was_deleted("r1", "bob")
         assert not await store.was_deleted("r2", "ann")
         assert await store.append([frame(first=1)]) == {"r1"}
+
+    check(scenario)
+
+
+def test_unfinished_runs_are_counted(check: Check) -> None:
+    async def scenario(store: Store) -> None:
+        none = {"running": 0, "suspended": 0, "dead": 0, "diverged": 0}
+        assert await store.count() == none
+        statuses: tuple[Status, ...] = ("dead", "running", "dead", "completed", "suspended")
+        await store.append([opening(f"r{n}", status=s) for n, s in enumerate(statuses)])
+        assert await store.count() == {"running": 1, "suspended": 1, "dead": 2, "diverged": 0}
+
+    check(scenario)
+
+
+def test_labels_are_written_with_their_frame_and_found(check: Check) -> None:
+    async def scenario(store: Store) -> None:
+        async def found(*labels: str, **more: Any) -> list[str]:
+            return [run.run_id for run in await store.list(Query(labels=labels, **more))]
+
+        acme = '{"plan":"free","tenant":"acme"}'
+        await store.append([opening("r1", labels=acme), opening("r2", labels='{"tenant":"acme"}')])
+        await store.append([opening("r3"), opening("r4", labels='{"tenant":"acme:eu"}')])
+        assert await found("tenant:acme") == ["r2", "r1"]
+        assert await found("tenant:acme", "plan:free") == ["r1"]
+        assert await found("tenant:acme", before="r2") == ["r1"]
+        assert await found("tenant:acme", limit=1) == ["r2"]
+        assert await found("tenant:acme:eu") == ["r4"]
+        assert await found("tenant:free") == await found("tenant:acme", "tenant:b") == []
+        assert await found("tenant:acme", statuses=("completed",)) == []
+        assert await found("tenant:acme", statuses=("running",)) == ["r2", "r1"]
+        again = frame("r1", 1, labels='{"tenant":"b"}')
+        await store.append([again, frame("r2", 1), frame("r3", 1)])
+        assert await found("tenant:acme") == ["r2"]
+        assert await found("tenant:b") == ["r1"]
+        assert await found("plan:free") == []
+        run = await store.get("r2")
+        assert run is not None
+        assert run.labels == '{"tenant":"acme"}'
+        (claimed,) = await store.claim(["r1"], 9)
+        assert claimed.labels == '{"tenant":"b"}'
+        assert await store.append([frame("r2", 9, labels='{"tenant":"x"}')]) == {"r2"}
+        assert await found("tenant:x") == []
+        assert await store.delete("r2")
+        assert await found("tenant:acme") == []
+
+    check(scenario)
+
+
+def test_labels_come_back_as_they_were(check: Check) -> None:
+    async def scenario(store: Store) -> None:
+        for number, text in enumerate(("'\"\\", "\ue000", "\ue0000", "\U0010ffff", " a:b ", "%_")):
+            labels = merged(None, {"x.y": text, text.replace(":", ""): "v"})
+            await store.append([opening(f"r{number}", labels=labels)])
+            (run,) = await store.list(Query(labels=(f"x.y:{text}",)))
+            assert run.labels == labels
 
     check(scenario)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from durable_endpoints.records import Frame, RunRecord, Status
@@ -196,6 +198,20 @@ def test_lists_by_parent_and_by_concurrency_key(check: Check) -> None:
         (run,) = await store.list(Query(concurrency_key="thread 1", name="POST /chat"))
         assert (run.run_id, run.concurrency_key) == ("r4", "thread 1")
         assert await store.list(Query(concurrency_key="thread 2")) == []
+        # Of one place: the unfinished ones, in the order in which they were opened.
+        for run_id, more in (
+            ("r9", {}), ("r8", {"principal": "ann"}), ("r7", {"principal": ""}), ("r0", {}),
+        ):  # fmt: skip
+            await store.append(
+                [frame(run_id, opening=record(run_id, concurrency_key="thread 1", **more))]
+            )
+        asked = Query(name="POST /chat", concurrency_key="thread 1")
+        assert [run.run_id for run in await store.list(asked)] == ["r4", "r9", "r0"]
+        (run,) = await store.list(replace(asked, principal="ann"))
+        assert run.run_id == "r8"
+        await store.append([frame("r4", 1, status="completed")])
+        assert [run.run_id for run in await store.list(asked)] == ["r9", "r0"]
+        assert [run.run_id for run in await store.list(replace(asked, limit=1))] == ["r9"]
 
     check(scenario)
 

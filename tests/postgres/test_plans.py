@@ -14,6 +14,7 @@ from durable_endpoints.stores.postgres import _DELETED, _FIND, _GET, _NEXT_FIELD
 from durable_endpoints.stores.postgres_link import connect, sql
 from durable_endpoints.stores.protocol import Query, WaitQuery
 from tests.conformance.made import frame, opening, record, wait
+from tests.postgres.test_keys import keyed
 
 RUNS = 20_000
 # What one statement may touch in all: its few rows, several times over; 70 runs are unowned.
@@ -26,6 +27,7 @@ insert into runs (run_id, name, status, created_at_ms, updated_at_ms, epoch, las
     1, 1, 1, 1, 1, 0, '1', 'p' || i % 10, 'k' || i, case when i % 2 = 0 then 1000 + i end,
     case when i % 100 = 0 then 'n' || i % 300 else '' end
   from generate_series(1, {RUNS}) i;
+update runs set labels = '{{"tenant":"t' || run_id || '"}}' where run_id like '%0';
 insert into frames (run_id, first_seq, entries, first_offset, events, hash_in, epoch, data)
   select 'x' || i, 0, 1, 0, 1, 0, 1, 'data' from generate_series(1, {RUNS}) i;
 insert into frames (run_id, first_seq, entries, first_offset, events, hash_in, epoch, data)
@@ -35,6 +37,11 @@ insert into waits (run_id, ident, kind, name, since_ms, fields, match)
   from generate_series(1, {RUNS}) i;
 insert into inbox (run_id, ident, kind, data, sender, answer)
   select 'x' || i, 'm', 'signal', '', 'n1', '' from generate_series(1, 10000) i;
+insert into runs (run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events,
+    attempts, version, concurrency_key, turn, waiting)
+  select 'q' || i, 'POST /chat', case when i = 1 then 'running' else 'suspended' end,
+    1, 1, 1, 1, 1, 0, '1', 'queue', i, '[{{"kind":"turn"}}]' from generate_series(1, 5000) i;
+insert into quotas (name, key) select 'n' || i % 10, 'k' || i from generate_series(1, 5000) i;
 insert into nodes (node, lease_until, host)
   select 'n' || i, now() + interval '1 day', 'there' from generate_series(1, 300) i;
 """
@@ -56,6 +63,12 @@ HOT: dict[str, Callable[[], tuple[str, list[Any]]]] = {
         frame("x400", 2, offset=1, answered=("*",), wakes="x402"),
         frame("x500", 2, offset=1, answered=("w",), status="suspended", wake_at_ms=7),
     ),
+    "append concurrency keys": lambda: append(
+        keyed("new4", exclusive=True), keyed("new5", "queue"), frame("x300", 2, offset=1)
+    ),
+    "append the end of a key's run": lambda: append(
+        frame("q1", 2, offset=1, status="completed", frees=True), opening("new6")
+    ),
     "claim": lambda: (sql("postgres/claim"), [["x600", "x602", "x700"], "me", 5, False]),
     "release": lambda: (sql("postgres/release"), [["x600"], "me"]),
     "read by seq": lambda: (sql("postgres/read"), ["x7", 0, -1, 1000, 50]),
@@ -68,8 +81,16 @@ HOT: dict[str, Callable[[], tuple[str, list[Any]]]] = {
     "due": lambda: postgres_query.list_sql(Query(("suspended",), due_ms=1010), "me"),
     "children": lambda: postgres_query.list_sql(Query(parent="x5"), "me"),
     "concurrency": lambda: postgres_query.list_sql(
-        Query(("running", "suspended"), name="POST /chat", concurrency_key="k"), "me"
+        Query(name="POST /chat", concurrency_key="queue", limit=1), "me"
     ),
+    "lend": lambda: (
+        sql("postgres/lend"),
+        ["n5", "k5", "me", 5.0, 9.0, 3, 0, 2, 1, 0, 2, 0.25, 1.5, 0.0],
+    ),
+    "append labels": lambda: append(
+        opening("new4", labels='{"a":"b"}'), frame("x800", 2, offset=1, labels='{"a":"c"}')
+    ),
+    "labelled": lambda: postgres_query.list_sql(Query(labels=("tenant:tx50",), limit=20), "me"),
     "newest": lambda: postgres_query.list_sql(Query(limit=20), "me"),
     "waits of a run": lambda: postgres_query.waits_sql(WaitQuery(run_id="x5"), []),
     "waits of an event": lambda: postgres_query.waits_sql(
@@ -98,7 +119,7 @@ def address(request: pytest.FixtureRequest, postgres: Callable[[], str]) -> Iter
         connection = await connect(store.address, "test")
         await connection.execute(_FILL)
         if request.param == "with statistics":
-            for table in ("runs", "frames", "waits", "inbox", "nodes", "deleted"):
+            for table in ("runs", "frames", "waits", "inbox", "nodes", "deleted", "quotas"):
                 await connection.execute(f"analyze {table}")
         await connection.close()
 

@@ -22,4 +22,4 @@ from free
 where runs.run_id = free.run_id
 returning runs.run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events,
   attempts, version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,
-  concurrency_key
+  concurrency_key, labels
