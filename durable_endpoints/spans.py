@@ -18,7 +18,7 @@ from opentelemetry import context, trace
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from durable_endpoints.engine.observing import STEP, Attempt
+from durable_endpoints.engine.observing import ATTEMPT, STEP, Attempt
 from durable_endpoints.frames import unpack
 from durable_endpoints.records import Entry, Frame, Kind
 
@@ -98,7 +98,7 @@ class Spans:
             f"{'effect' if spec.effect else 'step'} {spec.name}", context=around,
             attributes={
                 "durable.run.id": run.id, "durable.step.id": ident,
-                "durable.step.name": spec.name,
+                "durable.step.name": spec.name, **(spec.about or {}),
             },
         )  # fmt: skip
         return StepSpan(span, (ident, spec.name))
@@ -152,25 +152,31 @@ class Spans:
 class StepSpan:
     """Implements `Attempt`: the span is the current one while the step's own code runs."""
 
-    __slots__ = ("_attached", "_step", "_token", "span")
+    __slots__ = ("_attached", "_mine", "_step", "_token", "span")
 
     def __init__(self, span: Span, step: tuple[str, str]) -> None:
         self.span = span
         self._step = step
         self._token: Token[tuple[str, str] | None] | None = None
         self._attached: Token[Context] | None = None
+        self._mine: Token[Attempt | None] | None = None
+
+    def note(self, about: Mapping[str, str | int]) -> None:
+        """See `Attempt.note`."""
+        self.span.set_attributes(about)
 
     def enter(self) -> None:
         """See `Attempt.enter`."""
-        self._token = STEP.set(self._step)
+        self._token, self._mine = STEP.set(self._step), ATTEMPT.set(self)
         self._attached = context.attach(trace.set_span_in_context(self.span))
 
     def exit(self) -> None:
         """See `Attempt.exit`."""
-        if self._attached is not None and self._token is not None:
+        if self._attached is not None and self._token is not None and self._mine is not None:
             context.detach(self._attached)
+            ATTEMPT.reset(self._mine)
             STEP.reset(self._token)
-            self._attached = self._token = None
+            self._attached = self._token = self._mine = None
 
     def end(self, failure: BaseException | None) -> None:
         """See `Attempt.end`."""

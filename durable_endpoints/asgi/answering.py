@@ -18,7 +18,13 @@ from durable_endpoints.asgi.problems import Problem
 from durable_endpoints.asgi.request import idempotency_key
 from durable_endpoints.engine.wait import LISTED
 from durable_endpoints.engine.waiting import check_name
-from durable_endpoints.errors import AlreadyAnswered, RunEnded, RunNotFound, SignalRefused
+from durable_endpoints.errors import (
+    AlreadyAnswered,
+    Overloaded,
+    RunEnded,
+    RunNotFound,
+    SignalRefused,
+)
 from durable_endpoints.limits import (
     EVENTS_REMEMBERED_MAX,
     IDEMPOTENCY_KEY_CHARS_MAX,
@@ -123,7 +129,7 @@ class Answering:
         """POST runs/{id}/retry: have a dead or diverged run go on."""
         host = self._host
         run = await host.observe(request.scope, request.path_params["run_id"])
-        if not await host.engine.retry(run):
+        if not await host.engine.retry(run, by=await host.principal_of(request.scope)):
             detail = f"the run is {run.record.status}: only dead and diverged runs are retried"
             raise Problem(409, "not-dead", detail)
         record = await host.engine.store.get(run.id) or run.record
@@ -143,7 +149,11 @@ class Answering:
         payload = None if text is None else text.encode()
         try:
             forked = await host.engine.fork(
-                run, asked["from_step"], payload=payload, results=results
+                run,
+                asked["from_step"],
+                payload=payload,
+                results=results,
+                by=await host.principal_of(request.scope),
             )
         except ValueError as error:
             raise Problem(422, "no-step", str(error)) from error
@@ -169,8 +179,8 @@ class Answering:
                 run = await host.engine.observe(record.run_id, record.principal)
                 if await host.engine.retry(run):
                     retried.append(run.id)
-            except RunNotFound:
-                continue  # deleted meanwhile
+            except (RunNotFound, Overloaded):
+                continue  # deleted meanwhile, or another run of its concurrency key is at work
         following = rows[-1].run_id if len(rows) == LIST_ROWS_MAX else None
         return json({"retried": retried, "next": following}, 202)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
+from durable_endpoints.labels import parsed
 from durable_endpoints.records import Entry, RunRecord
 from durable_endpoints.states import ENDED
 
@@ -39,6 +40,7 @@ def run_fields(record: RunRecord, *, full: bool) -> dict[str, Any]:
         "waiting": orjson.loads(record.waiting) if record.waiting else None,
         "wake_at": None if record.wake_at_ms is None else iso(record.wake_at_ms),
         "parent": record.parent,
+        "labels": parsed(record.labels),
     }
 
 

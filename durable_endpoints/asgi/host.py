@@ -6,9 +6,9 @@ import asyncio
 import fnmatch
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -35,6 +35,8 @@ from durable_endpoints.stores.protocol import PATIENCE_S
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
 
+    from durable_endpoints.llm.usage import Price
+
 logger = logging.getLogger("durable_endpoints")
 
 PrincipalHook = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
@@ -55,6 +57,7 @@ class Options:
     operator: OperatorHook | None
     restore_headers: HeadersHook | None
     signing_secrets: Sequence[str] = ()
+    prices: Mapping[str, Price] = field(default_factory=dict)  # of models' tokens
 
 
 def _is_own_page(scope: Scope) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette._utils import get_route_path
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from durable_endpoints.console.auth import AuthHook
+    from durable_endpoints.llm.usage import Price
     from durable_endpoints.stores.protocol import Store
+
+    Prices = Mapping[str, Price | tuple[float, float] | tuple[float, float, float]]
 
 _NEVER: Final = frozenset({"HEAD", "OPTIONS"})
 
@@ -46,6 +49,8 @@ class DurableMiddleware:
     which should be effects; hosts given are allowed beside those of model providers.
     `telemetry` makes OpenTelemetry spans of runs, steps and waits, by the global provider or by
     the one given.
+    `prices` of models' tokens, `{"gpt-*": (2.5, 10.0)}` for a million (input, output), let the
+    console say what runs cost.
     `suspend_after` is how long, in seconds, a run that does nothing but wait stays in memory.
     """
 
@@ -65,6 +70,7 @@ class DurableMiddleware:
         console_auth: AuthHook | None = None,
         development: bool | Sequence[str] = False,
         telemetry: bool | TracerProvider = False,
+        prices: Prices | None = None,
         engine: Engine | None = None,
     ) -> None:
         if not prefix.startswith("/") or prefix.endswith("/"):
@@ -78,8 +84,9 @@ class DurableMiddleware:
         if telemetry is not False:
             self.engine.observer = observer(None if telemetry is True else telemetry)
         options = Options(
-            prefix, tuple(routes), principal, operator, restore_headers, tuple(signing_secrets)
-        )
+            prefix, tuple(routes), principal, operator, restore_headers, tuple(signing_secrets),
+            _prices(prices),
+        )  # fmt: skip
         self._prefix = prefix
         if development:
             hosts = () if development is True else development
@@ -157,3 +164,11 @@ class DurableMiddleware:
         finally:
             if host.engine.is_open and host.engine.draining:
                 await host.close()
+
+
+def _prices(given: Prices | None) -> Mapping[str, Price]:
+    if not given:
+        return {}
+    from durable_endpoints.llm.usage import prices_of  # nobody else here needs it
+
+    return prices_of(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from starlette._utils import get_route_path
 
@@ -11,12 +11,16 @@ from durable_endpoints.asgi.problems import Problem, overloaded
 from durable_endpoints.asgi.request import capture, fingerprint, idempotency_key
 from durable_endpoints.engine.endpoints import EndpointSpec
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import ControlSignal, Overloaded
+from durable_endpoints.errors import ControlSignal, Fenced, Overloaded
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
     from durable_endpoints.asgi.host import Host
+
+# How often a request tries to take its keys. One is enough but in the moment in which another node
+# takes them; where requests replace each other's runs, a moment may follow another.
+_ATTEMPTS: Final = 100
 
 
 class Attached(ControlSignal):
@@ -44,9 +48,23 @@ class Opening:
 
         Raises: Problem; Attached if another run answers.
         """
-        keys = self.host.engine.keys
         principal = await self.host.principal_of(self.scope)
         name = f"{self.scope['method']} {self._route()}"
+        for _ in range(_ATTEMPTS):
+            try:
+                run = await self._open(principal, name)
+            except Overloaded as error:
+                raise overloaded(str(error)) from error
+            if run is not None:
+                return run
+        raise overloaded("others take the same key again and again; try again shortly")
+
+    async def _open(self, principal: str | None, name: str) -> LiveRun | None:
+        """Begin the run; None if another node was faster: then there is another run to be led to.
+
+        Raises: Problem, Overloaded; Attached.
+        """
+        keys = self.host.engine.keys
         key = idempotency_key(self.scope)
         if key is None:
             return await self._exclusively(principal, name, None, None)
@@ -69,10 +87,11 @@ class Opening:
 
     async def _exclusively(
         self, principal: str | None, name: str, key: str | None, print_: str | None
-    ) -> LiveRun:
+    ) -> LiveRun | None:
         place, policy = self.concurrency_key, self.spec.on_conflict
-        if place is None:
-            return self._begin(principal, name, key, print_)
+        if place is None or policy == "queue":
+            run = self._begin(principal, name, key, print_)
+            return run if key is None else await self._accepted(run)
         conflicts = self.host.engine.conflicts
         async with conflicts.at(principal, name, place) as holder:
             if holder is not None and policy == "attach":
@@ -82,11 +101,28 @@ class Opening:
                 raise Problem(409, "run-conflict", detail, fields={"run_id": holder})
             if holder is not None and policy == "replace":
                 await conflicts.replace(holder, principal)
-            return self._begin(principal, name, key, print_)
+            return await self._accepted(self._begin(principal, name, key, print_, exclusive=True))
+
+    async def _accepted(self, run: LiveRun) -> LiveRun | None:
+        """Where other nodes may take the same key: wait until the store says whose it is."""
+        engine = self.host.engine
+        if engine.remote is None:
+            return run
+        try:
+            await run.durable(0)
+        except BaseException as error:
+            # Should it be durable all the same, the next sweep goes on with it.
+            run.fence("its request was ended")
+            engine.forget(run)
+            if isinstance(error, Fenced):
+                return None
+            raise
+        return run
 
     def _begin(
-        self, principal: str | None, name: str, key: str | None, print_: str | None
-    ) -> LiveRun:
+        self, principal: str | None, name: str, key: str | None, print_: str | None, *,
+        exclusive: bool = False,
+    ) -> LiveRun:  # fmt: skip
         host, spec = self.host, self.spec
         if host.engine.away is not None:
             raise overloaded(f"{host.engine.away}; try again shortly")
@@ -94,15 +130,12 @@ class Opening:
         deadline_ms = None
         if spec.timeout_s is not None:
             deadline_ms = host.engine.clock.due_ms() + int(spec.timeout_s * 1000)
-        try:
-            run = host.engine.begin(
-                name, version=spec.version, principal=principal, key=key, fingerprint=print_,
-                args=capture(self.origin, rewinds=rewinds, pattern=self.pattern,
-                             deadline_ms=deadline_ms),
-                payload=self.body, concurrency_key=self.concurrency_key,
-            )  # fmt: skip
-        except Overloaded as error:
-            raise overloaded(str(error)) from error
+        run = host.engine.begin(
+            name, version=spec.version, principal=principal, key=key, fingerprint=print_,
+            args=capture(self.origin, rewinds=rewinds, pattern=self.pattern,
+                         deadline_ms=deadline_ms),
+            payload=self.body, concurrency_key=self.concurrency_key, exclusive=exclusive,
+        )  # fmt: skip
         run.rewind_aware = rewinds
         if deadline_ms is not None:
             run.waits.limit(deadline_ms)

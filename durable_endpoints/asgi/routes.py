@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -16,6 +16,7 @@ from starlette.routing import Match, Route, Router
 from durable_endpoints.asgi import metrics
 from durable_endpoints.asgi.answering import Answering
 from durable_endpoints.asgi.cursor import resolve
+from durable_endpoints.asgi.edge import node_risk, run_risk
 from durable_endpoints.asgi.fields import entry_fields, json, run_fields
 from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
@@ -24,6 +25,7 @@ from durable_endpoints.console import Door
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Corrupt, DurableError, Fenced, StoreAway
+from durable_endpoints.labels import asked as labels_asked
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
 from durable_endpoints.states import TRANSITIONS
 from durable_endpoints.stores.protocol import Query
@@ -50,6 +52,7 @@ class ControlRoutes:
                 Route("/runs/{run_id}", self.show, methods=["GET"]),
                 Route("/runs/{run_id}", self.delete, methods=["DELETE"]),
                 Route("/runs/{run_id}/journal", self.journal),
+                Route("/runs/{run_id}/usage", self.usage),
                 Route("/runs/{run_id}/cancel", self.cancel, methods=["POST"]),
                 Route("/health", self.health),
                 Route("/client.js", self.client_js),
@@ -110,7 +113,8 @@ class ControlRoutes:
     async def show(self, request: Request) -> Response:
         """GET runs/{id}."""
         run = await self._host.observe(request.scope, request.path_params["run_id"])
-        return json(run_fields(run.record, full=await self._host.is_operator(request.scope)))
+        fields = run_fields(run.record, full=await self._host.is_operator(request.scope))
+        return json({**fields, **await run_risk(self._host.engine, run)})
 
     async def delete(self, request: Request) -> Response:
         """DELETE runs/{id}: for good (I21)."""
@@ -122,12 +126,14 @@ class ControlRoutes:
     async def cancel(self, request: Request) -> Response:
         """POST runs/{id}/cancel: durable when it answers."""
         run = await self._host.observe(request.scope, request.path_params["run_id"])
+        if run.over:  # nobody is told of an end that is not durable (I1)
+            await run.durable(run.terminal_seq)
         status = run.record.status
         if status == "cancelled":
             return json({"status": status})
-        if run.over or not TRANSITIONS[status]:
+        if not TRANSITIONS[status]:
             raise Problem(409, "run-ended", f"the run has ended: {status}")
-        await self._host.engine.cancel(run)
+        await self._host.engine.cancel(run, by=await self._host.principal_of(request.scope))
         return json({"status": run.record.status}, 202)
 
     async def journal(self, request: Request) -> Response:
@@ -139,6 +145,15 @@ class ControlRoutes:
         page = [entry for entry in entries[:limit] if entry.seq <= run.durable_seq]
         following = page[-1].seq if page and len(entries) > limit else None
         return json({"entries": [entry_fields(entry) for entry in page], "next": following})
+
+    async def usage(self, request: Request) -> Response:
+        """GET runs/{id}/usage: tokens of the model calls in its journal, and their cost."""
+        from durable_endpoints.llm.usage import usage_fields, usage_of  # nobody else needs it
+
+        run = await self._host.observe(request.scope, request.path_params["run_id"])
+        entries = await read_journal(self._host.engine.store, run.id)
+        durable = [entry for entry in entries if entry.seq <= run.durable_seq]
+        return json(usage_fields(usage_of(durable), self._host.options.prices))
 
     async def stream(self, scope: Scope, receive: Receive, send: Send, run_id: str) -> None:
         """GET runs/{id}/stream: the events behind a cursor, live."""
@@ -221,7 +236,7 @@ class ControlRoutes:
         limit = max(1, min(_number(asked.get("limit"), 50), LIST_ROWS_MAX))
         query = Query(
             (status,) if status else (), asked.get("name"), None,
-            asked.get("before"), limit,
+            asked.get("before"), limit, labels=_labels(asked.getlist("label")),
         )  # fmt: skip
         rows = await self._host.engine.list(query)
         following = rows[-1].run_id if len(rows) == limit else None
@@ -235,7 +250,9 @@ class ControlRoutes:
             return json({"status": "draining"}, 503, retry_after="1")
         if engine.away is not None:
             return json({"status": "away"}, 503, retry_after="1")
-        return json({"status": "ok"})
+        log = engine.log
+        lag_ms = round(log.lag_s * 1000, 1)
+        return json({"status": "ok", "lag_ms": lag_ms, **node_risk(engine)})
 
     async def metrics(self, request: Request) -> Response:
         """GET metrics: for Prometheus; answers operators."""
@@ -243,7 +260,7 @@ class ControlRoutes:
             detail = "metrics answer loopback only, or whom operator= lets in"
             raise Problem(403, "operators-only", detail)
         await self._host.ensure_open()
-        text = metrics.render(metrics.metrics_of(self._host.engine))
+        text = metrics.render(await metrics.gathered(self._host.engine))
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
     async def client_js(self, request: Request) -> Response:  # noqa: ARG002
@@ -259,6 +276,13 @@ def _not_allowed(methods: set[str]) -> Problem:
 def _only_get(scope: Scope) -> None:
     if scope["method"] != "GET":
         raise _not_allowed({"GET"})
+
+
+def _labels(given: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return labels_asked(given)
+    except ValueError as error:
+        raise Problem(400, "malformed-label", str(error)) from error
 
 
 def _number(text: str | None, default: int) -> int:

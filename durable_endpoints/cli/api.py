@@ -44,10 +44,11 @@ class Server:
         return urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1")
 
     def runs(
-        self, *, statuses: tuple[str, ...] = (), name: str | None = None, limit: int = 20
-    ) -> list[dict[str, Any]]:
-        """List runs, newest first."""
-        query: dict[str, Any] = {"limit": limit}
+        self, *, statuses: tuple[str, ...] = (), name: str | None = None,
+        labels: tuple[str, ...] = (), limit: int = 20,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """List runs, newest first; `labels` are each `name:value`."""
+        query: dict[str, Any] = {"limit": limit, "label": list(labels)}
         if name is not None:
             query["name"] = name
         if not statuses:
@@ -59,6 +60,14 @@ class Server:
     def run(self, run_id: str) -> dict[str, Any]:
         """One run. Raises click.ClickException if there is none."""
         return self._get(f"/runs/{quote(run_id, safe='')}", what=f"run {run_id}")
+
+    def usage(self, run_id: str) -> dict[str, Any] | None:
+        """What a run's model calls used; None from a server that does not say."""
+        with self._client() as client, self._explained():
+            answer = client.get(f"{self.base}/runs/{quote(run_id, safe='')}/usage")
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                return None
+            return dict(self._json(answer, f"run {run_id}"))
 
     def journal(self, run_id: str) -> list[dict[str, Any]]:
         """All entries of a run's journal."""

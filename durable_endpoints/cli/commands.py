@@ -131,29 +131,37 @@ def demo(port: int, host: str, browser: bool, store: str | None) -> None:
     help="Only runs with this status (may be given several times).",
 )
 @click.option("--name", help="Only runs of this endpoint, such as 'POST /chat'.")
+@click.option(
+    "--label", "-l", "labels", multiple=True, metavar="NAME:VALUE",
+    help="Only runs with this label (given several times: with all of them).",
+)  # fmt: skip
 @click.option("--limit", "-n", default=20, show_default=True, type=click.IntRange(1, 500))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--watch", "-w", is_flag=True, help="Look again every second, until Ctrl-C.")
 @server_options
 def runs(
-    statuses: tuple[str, ...], name: str | None, limit: int, as_json: bool, watch: bool,
-    url: str, prefix: str, headers: tuple[str, ...],
+    statuses: tuple[str, ...], name: str | None, labels: tuple[str, ...], limit: int,
+    as_json: bool, watch: bool, url: str, prefix: str, headers: tuple[str, ...],
 ) -> None:  # fmt: skip
     """List the runs of a server, newest first."""
     server = server_of(url, prefix, headers)
+
+    def find() -> list[dict[str, Any]]:
+        return server.runs(statuses=statuses, name=name, labels=labels, limit=limit)
+
     if watch:
         if as_json:
             raise click.UsageError("--watch draws a table: leave out --json.")
-        _watch(lambda: server.runs(statuses=statuses, name=name, limit=limit))
+        _watch(find)
         return
-    found = server.runs(statuses=statuses, name=name, limit=limit)
+    found = find()
     if as_json:
         for one in found:
             click.echo(orjson.dumps(one))
     elif found:
         console_of().print(render.runs_table(found))
     else:
-        click.echo("No runs." if not (statuses or name) else "No such runs.")
+        click.echo("No runs." if not (statuses or name or labels) else "No such runs.")
 
 
 def _watch(find: Callable[[], list[dict[str, Any]]]) -> None:
@@ -172,11 +180,12 @@ def show(run: str, as_json: bool, url: str, prefix: str, headers: tuple[str, ...
     """Show a run and its steps over time. RUN is an id, the end of one, or `last`."""
     server = server_of(url, prefix, headers)
     run_id = server.resolve(run)
-    facts, entries = server.run(run_id), server.journal(run_id)
+    facts, entries, usage = server.run(run_id), server.journal(run_id), server.usage(run_id)
     if as_json:
-        click.echo(orjson.dumps({**facts, "journal": entries}, option=orjson.OPT_INDENT_2))
+        shown = {**facts, "usage": usage, "journal": entries}
+        click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
     else:
-        console_of().print(render.run_view(facts, timeline.read(entries)))
+        console_of().print(render.run_view(facts, timeline.read(entries), usage=usage))
 
 
 @cli.command()

@@ -73,6 +73,12 @@ def waits(run: Mapping[str, Any], now_ms: float) -> str:
     return f"{named}, {duration(left_ms)} left" if left_ms > 0 else f"{named}, due"
 
 
+def labels(run: Mapping[str, Any], before: str = "") -> str:
+    """A run's labels, on one line."""
+    found = ", ".join(line(f"{name}:{value}") for name, value in (run.get("labels") or {}).items())
+    return before + found if found else ""
+
+
 def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -> Table:
     """Runs, newest first; what they wait for, if any does."""
     now_ms = (now or datetime.now(UTC)).timestamp() * 1000
@@ -92,7 +98,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime | None = None) -
         attempts = int(run["attempts"])
         table.add_row(
             str(run["id"]),
-            Text(line(run["name"])),
+            Text.assemble(line(run["name"]), (labels(run, "\n"), "dim not bold")),
             status(run["status"]),
             *([Text(waits(run, now_ms))] if some_wait else ()),
             f"{run['events']:,}",
@@ -142,8 +148,9 @@ def approvals_table(asked: Sequence[Mapping[str, Any]], now: datetime | None = N
 
 
 def run_view(
-    run: Mapping[str, Any], timeline: Timeline, now: datetime | None = None
-) -> RenderableType:
+    run: Mapping[str, Any], timeline: Timeline, now: datetime | None = None,
+    usage: Mapping[str, Any] | None = None,
+) -> RenderableType:  # fmt: skip
     """One run: its facts, and its steps over time."""
     now_ms = (now or datetime.now(UTC)).timestamp() * 1000
     facts = Table.grid(padding=(0, 2))
@@ -160,6 +167,8 @@ def run_view(
         facts.add_row("error", Text(safe(run["error"]), style="red"))
     if run.get("parent"):
         facts.add_row("parent", str(run["parent"]))
+    if run.get("labels"):
+        facts.add_row("labels", Text(labels(run)))
     facts.add_row("version", Text(line(run["version"])))
     facts.add_row("attempts", str(run["attempts"]))
     facts.add_row("journal", f"{run['entries']:,} entries, {run['events']:,} events")
@@ -169,6 +178,8 @@ def run_view(
     parts: list[RenderableType] = [Panel(facts, border_style="dim", expand=False)]
     if timeline.spans or timeline.events_ms:
         parts.append(_steps(timeline))
+    if usage is not None and usage["models"]:
+        parts.append(_tokens(usage))
     if timeline.rewinds:
         parts.append(Text(f"{timeline.rewinds} rewind(s): some events were taken back.", "yellow"))
     return Group(*parts)
@@ -200,6 +211,25 @@ def _steps(timeline: Timeline) -> Table:
             duration(timeline.events_ms[-1] - timeline.events_ms[0]),
             Text(density([ms / total for ms in timeline.events_ms]), style="green"),
         )
+    return table
+
+
+def _tokens(usage: Mapping[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    table.add_column("model", overflow="fold", style="bold")
+    for name in ("calls", "input", "of it cached", "output"):
+        table.add_column(name, justify="right")
+    priced = usage["total"]["cost"] is not None
+    if priced:
+        table.add_column("cost", justify="right")
+    for model, used in usage["models"].items():
+        cost = [] if not priced else ["no price" if used["cost"] is None else f"{used['cost']:.6f}"]
+        table.add_row(
+            Text(line(model)), f"{used['calls']:,}", f"{used['input']:,}", f"{used['cached']:,}",
+            f"{used['output']:,}", *cost,
+        )  # fmt: skip
+    if usage["unknown"]:
+        table.caption = f"{usage['unknown']:,} answers said nothing of tokens"
     return table
 
 

@@ -55,7 +55,7 @@ class Action:
 
 
 async def _cancel(deal: Deal) -> str:
-    await deal.engine.cancel(deal.run)
+    await deal.engine.cancel(deal.run, by=deal.by)
     return f"asked to stop; now {deal.run.record.status}"
 
 
@@ -66,7 +66,7 @@ async def _delete(deal: Deal) -> str:
 
 
 async def _retry(deal: Deal) -> str:
-    if not await deal.engine.retry(deal.run):
+    if not await deal.engine.retry(deal.run, by=deal.by):
         raise Refused(409, "Not now", "The run goes on already.")
     return "goes on"
 

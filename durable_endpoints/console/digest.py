@@ -77,6 +77,7 @@ class Digest:
         self.next_seq = 0
         self.began_ms = 0
         self.origin: tuple[str, int] | None = None  # (run, entry) that it was forked from
+        self.forked_by = ""
         self.last_us = 0
         self.spans: list[Span] = []
         self.left_out = 0
@@ -97,6 +98,7 @@ class Digest:
             if entry.seq == 0:
                 self.began_ms = entry.at_ms
                 self.origin = origin_of(entry)
+                self.forked_by = _by(entry.args) if self.origin else ""
             self.next_seq += 1
             at_us = max(0, (entry.at_ms - self.began_ms) * 1000)
             self.last_us = max(self.last_us, at_us)
@@ -148,11 +150,12 @@ class Digest:
             self.offset += 1
             found = ("rewind", f"rewind: the events after {to} were taken back")
         elif kind == Kind.SIGNAL:
-            found = ("signal", f"the signal {entry.key} arrived")
+            by = _by(entry.payload)
+            found = ("signal", f"the signal {entry.key} arrived{f' from {by}' if by else ''}")
         elif kind == Kind.CANCEL:
-            found = ("cancel", "somebody asked for the run to be cancelled")
+            found = ("cancel", f"{_by(entry.args) or 'somebody'} asked for the run to be cancelled")
         elif kind == Kind.RETRY:
-            found = ("retry", "somebody had the run go on")
+            found = ("retry", f"{_by(entry.args) or 'somebody'} had the run go on")
         elif kind == Kind.SPAWN:
             found = ("child", f"the run {name} was spawned")
         else:
@@ -197,6 +200,11 @@ class Digest:
             self.spans.append(span)
         else:
             self.left_out += 1
+
+
+def _by(text: bytes) -> str:
+    """Return who did what an entry notes, if it is known."""
+    return str(orjson.loads(text).get("by") or "") if text else ""
 
 
 def origin_of(started: Entry) -> tuple[str, int] | None:

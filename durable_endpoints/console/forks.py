@@ -43,7 +43,9 @@ async def fork(visit: Visit) -> Response:
         text = form.get("input")
         payload = None if text is None else text.replace("\r\n", "\n").encode()
         run = await visit.engine.observe(record.run_id, record.principal)
-        forked = await visit.engine.fork(run, int(before[:9]), payload=payload, results=results)
+        forked = await visit.engine.fork(
+            run, int(before[:9]), payload=payload, results=results, by=visit.visitor.name
+        )
         outcome = f"begun: {forked.id}"
     except Refused as error:
         outcome = f"refused: {error.title.lower()}"

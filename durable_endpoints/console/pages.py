@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from durable_endpoints.console import drawing
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
     from durable_endpoints.console.visit import Visit
 
 _CHART_HEIGHT: Final = 40
+# Charts of samples: title, note before the time they span, field, unit.
+_SAMPLED: Final = (
+    ("Commits", "a second, ", "commits_s", "n"),
+    ("A commit takes", "mean, ", "commit_ms", "ms"),
+    ("Slowest 1 % of commits", "", "slow_ms", "ms"),
+    ("Entries of a commit", "mean, ", "batch", "n"),
+    ("Not yet durable", "entries, ", "behind", "n"),
+    ("Durable late by", "", "lag_ms", "ms"),
+    ("Retries", "a second, ", "retries_s", "n"),
+    ("Runs in memory", "", "live", "n"),
+    ("Readers", "", "readers", "n"),
+    ("Event loop late by", "", "late_ms", "ms"),
+    ("Log file", "", "log_bytes", "bytes"),
+)
 _SETTINGS_MS: Final = 30_000
 
 
@@ -62,7 +77,7 @@ async def health(visit: Visit) -> Response:
         "engine": engine, "charts": _charts(visit), "settings": await _settings(visit),
         "file_bytes": file_size(engine), "log_bytes": file_size(engine, "-wal"),
         "window_max": WINDOW_ENTRIES_MAX, "tally": console.tally, "statuses": STATUSES,
-        "ended": TERMINAL,
+        "ended": TERMINAL, "nodes": await _nodes(visit),
     }  # fmt: skip
     page = "health_live.html" if visit.partial else "health.html"
     return visit.page(page, tab="health", **values)
@@ -74,20 +89,14 @@ def _charts(visit: Visit) -> list[dict[str, Any]]:
     began, failed = tally.series("began"), tally.series("failed")
     minutes = len(samples) * EVERY_S / 60
     span = f"last {max(1, round(minutes))} min" if samples else "from now on"
-    last = samples[-1] if samples else None
     return [
         _chart("Runs begun", "a minute, last hour", began, began[-2], "n"),
         _chart("Runs failed", "a minute, last hour", failed, failed[-2], "n", alarm=True),
-        _chart("Commits", f"a second, {span}", [s.commits_s for s in samples],
-               last.commits_s if last else 0, "n"),
-        _chart("Not yet durable", f"entries, {span}", [s.behind for s in samples],
-               last.behind if last else 0, "n"),
-        _chart("Runs in memory", span, [s.live for s in samples], last.live if last else 0, "n"),
-        _chart("Readers", span, [s.readers for s in samples], last.readers if last else 0, "n"),
-        _chart("Event loop late by", span, [s.late_ms for s in samples],
-               last.late_ms if last else 0, "ms"),
-        _chart("Log file", span, [s.log_bytes for s in samples],
-               last.log_bytes if last else 0, "bytes"),
+        *(
+            _chart(title, f"{note}{span}", values := [getattr(s, name) for s in samples],
+                   values[-1] if values else 0, unit)
+            for title, note, name, unit in _SAMPLED
+        ),
     ]  # fmt: skip
 
 
@@ -110,3 +119,10 @@ async def _settings(visit: Visit) -> dict[str, Any]:
         console.settings_until_ms = visit.now_ms + _SETTINGS_MS
         console.settings = await describe()
     return console.settings
+
+
+async def _nodes(visit: Visit) -> Sequence[Mapping[str, Any]]:
+    """Return the nodes on the store, if it is for many."""
+    fleet = getattr(visit.store, "fleet", None)
+    nodes: Sequence[Mapping[str, Any]] = await fleet() if fleet is not None else ()
+    return nodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +11,7 @@ from durable_endpoints.console.digest import Digest
 from durable_endpoints.errors import Corrupt
 from durable_endpoints.frames import unpack
 from durable_endpoints.limits import KIB
+from durable_endpoints.llm.usage import Usage, UsageReader
 from durable_endpoints.records import EVENT_KINDS, Entry
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Digests:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[str, Digest] = OrderedDict()
+        self._usages: defaultdict[str, UsageReader] = defaultdict(UsageReader)
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def of(self, run_id: str) -> Digest:
@@ -93,10 +95,16 @@ class Digests:
         async with lock:
             async for entries in pieces(self._store, run_id, digest.next_seq):
                 digest.feed(entries)
+                self._usages[run_id].feed(entries)
         if len(self._known) > DIGESTS_MAX:
             gone, _ = self._known.popitem(last=False)
             self._locks.pop(gone, None)
+            self._usages.pop(gone, None)
         return digest
+
+    def usage(self, run_id: str) -> Usage:
+        """Return what the model calls of a run used, as far as it has been read."""
+        return self._usages[run_id].usage()
 
     def known(self, run_id: str) -> Digest:
         """Return what has been read of a run's course."""
@@ -107,4 +115,5 @@ class Digests:
     def forget(self, run_id: str) -> None:
         """Drop what is kept of a run."""
         self._known.pop(run_id, None)
+        self._usages.pop(run_id, None)
         self._locks.pop(run_id, None)

@@ -15,6 +15,7 @@ from durable_endpoints.console.auth import Refused
 from durable_endpoints.console.offers import offers
 from durable_endpoints.console.streaming import EVENTS_SHOWN, blocks
 from durable_endpoints.errors import Corrupt
+from durable_endpoints.llm.usage import usage_fields
 from durable_endpoints.records import Kind
 from durable_endpoints.states import ENDED
 from durable_endpoints.stores.protocol import WaitQuery
@@ -66,6 +67,7 @@ async def timeline(visit: Visit) -> Response:
         "zooms": drawing.zooms(drawn), "groups": _groups(digest), "damage": damage,
         "window": window, "groups_left": max(0, len(digest.groups) - GROUPS_SHOWN),
         "bins": drawing.BINS, "now_us": now_us,
+        "usage": usage_fields(visit.console.digests.usage(record.run_id), visit.prices),
     }  # fmt: skip
     return visit.page("timeline_live.html" if visit.partial else "timeline.html", **values)
 

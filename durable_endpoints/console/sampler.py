@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from durable_endpoints.engine.meters import Histogram, Meters
+
 if TYPE_CHECKING:
     from durable_endpoints.engine.engine import Engine
 
@@ -25,6 +27,11 @@ class Sample:
     live: int
     readers: int
     late_ms: float  # by how much the event loop was late
+    lag_ms: float  # since when the oldest entry that is not durable has been waiting
+    commit_ms: float  # the mean of the commits since
+    slow_ms: float  # one commit in a hundred took longer, within a factor of two
+    batch: float  # entries of a commit, on the average
+    retries_s: float  # attempts of steps that failed, a second
     log_bytes: int
 
 
@@ -38,6 +45,9 @@ class Sampler:
         self._asked_s = 0.0
         self._commits: int | None = None
         self._at_s = 0.0
+        self._meters: Meters | None = None
+        self._commits_us, self._batches = Histogram(), Histogram()
+        self._retries = 0
 
     def wanted(self) -> None:
         """Begin to sample, or go on."""
@@ -54,8 +64,12 @@ class Sampler:
         commits, before = engine.log.commits, self._commits
         passed_s = now_s - self._at_s
         self._commits, self._at_s = commits, now_s
-        if before is None or passed_s <= 0:
+        meters = engine.log.meters
+        if before is None or passed_s <= 0 or meters is not self._meters:
+            self._keep(meters)
             return None
+        took = meters.commits_us.since(self._commits_us)
+        sizes = meters.batches.since(self._batches)
         runs = list(engine.runs.values())
         sample = Sample(
             max(0, commits - before) / passed_s,
@@ -63,10 +77,22 @@ class Sampler:
             len(runs),
             sum(run.readers for run in runs),
             late_s * 1000,
+            engine.log.lag_s * 1000,
+            took.mean / 1000,
+            took.quantile(0.99) / 1000,
+            sizes.mean,
+            max(0, meters.retries - self._retries) / passed_s,
             file_size(engine, "-wal"),
         )
+        self._keep(meters)
         self.samples.append(sample)
         return sample
+
+    def _keep(self, meters: Meters) -> None:
+        """Keep the counts that the next sample begins from."""
+        self._meters = meters
+        self._commits_us, self._batches = meters.commits_us.copy(), meters.batches.copy()
+        self._retries = meters.retries
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         due_s = loop.time()

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, get_args
 
 from durable_endpoints.ids import RUN_ID
-from durable_endpoints.limits import LIST_ROWS_MAX
+from durable_endpoints.labels import asked as labels_asked
+from durable_endpoints.labels import terms
+from durable_endpoints.limits import (
+    LABEL_NAME_CHARS_MAX,
+    LABEL_VALUE_CHARS_MAX,
+    LIST_ROWS_MAX,
+)
 from durable_endpoints.records import RunRecord, Status
 from durable_endpoints.stores.protocol import Query
 
@@ -26,6 +32,7 @@ AGES: Final[dict[str, tuple[str, int]]] = {
     "7d": ("7 days", 604_800_000),
 }
 _CHARS_MAX: Final = 200
+_LABEL_CHARS_MAX: Final = LABEL_NAME_CHARS_MAX + 1 + LABEL_VALUE_CHARS_MAX
 _STORED_IDS_MIN: Final = 4
 
 
@@ -38,6 +45,7 @@ class Asked:
     name: str = ""
     principal: str = ""
     error: str = ""
+    label: str = ""
     age: str = ""
     before: str = ""
 
@@ -47,6 +55,7 @@ class Asked:
         found = {name: params.get(name, "")[:_CHARS_MAX].strip() for name in cls.__slots__}
         if found["status"] not in STATUSES:
             found["status"] = ""
+        found["label"] = params.get("label", "")[:_LABEL_CHARS_MAX]
         if found["age"] not in AGES:
             found["age"] = ""
         if not RUN_ID.fullmatch(found["before"]):
@@ -61,17 +70,28 @@ class Asked:
     @property
     def narrow(self) -> bool:
         """Whether rows have to be looked at one by one."""
-        return bool(self.q or self.error or "*" in self.name)
+        return bool(self.q or self.error or "*" in self.name or (self.label and not self.labels))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label that the store can look for, if one is given as `name:value`."""
+        try:
+            return labels_asked([self.label] if self.label else [])
+        except ValueError:
+            return ()
 
     @property
     def any(self) -> bool:
         """Whether anything at all is asked for but a place in the list."""
-        return bool(self.q or self.status or self.name or self.principal or self.error or self.age)
+        return any(getattr(self, name) for name in self.__slots__ if name != "before")
 
     def fits(self, record: RunRecord) -> bool:
         """Say whether a row is looked for, as far as the store cannot tell."""
         error = (record.error or "").casefold()
         if self.error and self.error.casefold() not in error:
+            return False
+        labels = " ".join(sorted(terms(record.labels))).casefold()
+        if self.label.casefold() not in labels:
             return False
         if "*" in self.name and not _like(record.name, self.name):
             return False
@@ -80,7 +100,7 @@ class Asked:
         text = self.q.casefold()
         if len(text) >= _STORED_IDS_MIN and record.run_id.startswith(text):
             return True
-        fields = (record.name, record.principal, record.idempotency_key, error)
+        fields = (record.name, record.principal, record.idempotency_key, error, labels)
         return any(text in field.casefold() for field in fields if field)
 
 
@@ -109,7 +129,7 @@ async def search(store: Store, asked: Asked, now_ms: int) -> Found:
     seen = 0
     while True:
         limit = LIST_ROWS_MAX if asked.narrow else PAGE_ROWS + 1
-        query = Query(statuses, exact, asked.principal or None, before, limit)
+        query = Query(statuses, exact, asked.principal or None, before, limit, labels=asked.labels)
         rows = await store.list(query)
         for row in rows:
             if row.run_id < oldest:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from durable_endpoints.console.search import floor_id
 from durable_endpoints.limits import LIST_ROWS_MAX
 from durable_endpoints.records import RunRecord, Status
-from durable_endpoints.states import TERMINAL
+from durable_endpoints.states import TERMINAL, UNFINISHED
 from durable_endpoints.stores.protocol import Query
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _PAUSE_FACTOR: Final = 50
 _FOLLOWED_MAX: Final = 20_000
 _ASKED_MAX: Final = 200
 NAMES_MAX: Final = 500
-UNFINISHED: Final[tuple[Status, ...]] = ("running", "suspended", "dead", "diverged")
 
 
 class Tally:

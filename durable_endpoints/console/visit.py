@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,12 +16,14 @@ from durable_endpoints.console.actions import Action, answers_to
 from durable_endpoints.console.auth import COOKIE, Refused, Visitor, token_of
 from durable_endpoints.errors import RunDeleted, RunNotFound
 from durable_endpoints.ids import RUN_ID
+from durable_endpoints.labels import parsed
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from durable_endpoints.console.app import Console
     from durable_endpoints.engine.engine import Engine
+    from durable_endpoints.llm.usage import Price
     from durable_endpoints.records import RunRecord, WaitRecord
     from durable_endpoints.stores.protocol import Store
 
@@ -42,7 +45,8 @@ def templates() -> jinja2.Environment:
     environment.filters |= {
         "duration": words.duration, "roughly": words.roughly, "size": words.size,
         "number": words.number, "iso": words.iso, "clock": words.clock,
-        "shown": inert.shown, "line": inert.line,
+        "shown": inert.shown, "line": inert.line, "labels": parsed,
+        "cost": words.cost,
     }  # fmt: skip
     environment.globals |= {"explained": words.EXPLAINED, "static": files.address}
     return environment
@@ -67,6 +71,12 @@ class Visit:
     def store(self) -> Store:
         """Where durable state is read."""
         return self.engine.store
+
+    @property
+    def prices(self) -> Mapping[str, Price]:
+        """What models' tokens cost, as far as the middleware was told."""
+        prices: Mapping[str, Price] = self.console.around.options.prices
+        return prices
 
     @property
     def run_id(self) -> str:

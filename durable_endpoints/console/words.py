@@ -21,7 +21,7 @@ EXPLAINED: Final[dict[Status, str]] = {
     "completed": "answered, and ended well",
     "failed": "its handler raised an error",
     "cancelled": "stopped by request; what it had sent stays",
-    "dead": "gave up after too many recoveries; it can be looked at here",
+    "dead": "gave up: out of attempts, or of recoveries; it can be had to go on",
     "diverged": "parked: today's code does not do what its journal holds",
 }
 
@@ -81,6 +81,11 @@ def size(count: float) -> str:
 def number(count: float) -> str:
     """A number, grouped."""
     return f"{count:,.0f}" if count >= 10 or count == int(count) else f"{count:.1f}"
+
+
+def cost(amount: float) -> str:
+    """An amount of money; what is small keeps some figures."""
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.6f}"
 
 
 def iso(at_ms: int) -> str:

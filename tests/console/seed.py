@@ -38,6 +38,10 @@ _FRAMES = """
     insert into frames (id, entries, first_offset, events, hash_in, epoch, data)
     select no << 20, 2, 0, 0, 0, 1, ? from runs
 """
+_LABELS = """
+    insert into labels (label, run_id) select 'tenant:t' || (no % 9), run_id from runs;
+    update runs set labels = json_object('tenant', 't' || (no % 9));
+"""
 
 
 def _entry(kind: Kind, at_ms: int, key: str = "", payload: bytes = b"", took_us: int = 0) -> bytes:
@@ -82,3 +86,4 @@ def many_runs(path: Path, count: int) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute(_RUNS, (count - 1, at_ms))
         db.execute(_FRAMES, (frame,))
+        db.executescript(_LABELS)

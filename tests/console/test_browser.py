@@ -255,6 +255,109 @@ def test_a_run_is_forked_with_another_result(page: Page, client: httpx.Client) -
     shot(page, "compared")
 
 
+def press(page: Page, label: str, button: str, **fields: str) -> None:
+    """Unfold an action, fill in its form, and do it."""
+    action = page.locator("details.action", has=page.locator("summary", has_text=label)).first
+    action.locator("summary").click()
+    for name, text in fields.items():
+        action.locator(f"[name={name}]").fill(text)
+    action.get_by_role("button", name=button).click()
+
+
+def test_a_person_declines_and_a_signal_is_sent(page: Page, client: httpx.Client) -> None:
+    run_id = waiting(client, "/approve")
+    page.goto(run_url(run_id))
+    press(page, "Decline", "Decline", comment="too late")
+    expect(page.get_by_role("status").filter(has_text="You declined")).to_be_visible()
+    expect(page.locator(".run-head .status")).to_have_text("completed")
+    answer = client.get(f"/_durable/runs/{run_id}/response").json()
+    assert (answer["approved"], answer["comment"]) == (False, "too late")
+    expect(page.locator(".marks")).to_contain_text("the signal refund arrived from 127.0.0.1")
+    shot(page, "declined")
+    run_id = waiting(client, "/webhook")
+    page.goto(run_url(run_id))
+    press(page, "Send the signal", "Send the signal", data='{"paid": 7}')
+    expect(page.locator(".run-head .status")).to_have_text("completed")
+    assert client.get(f"/_durable/runs/{run_id}/response").json() == {"data": {"paid": 7}}
+
+
+@pytest.mark.parametrize(
+    ("label", "button", "fields", "status"),
+    [
+        ("Try the step again", "Try the step again", {}, "completed"),
+        ("Give its result", "Give its result", {"data": '"given"'}, "completed"),
+        ("Let it fail", "Let it fail", {}, "dead"),
+    ],
+)
+def test_a_person_decides(
+    page: Page, client: httpx.Client, server: Server, label: str, button: str,
+    fields: dict[str, str], status: str,
+) -> None:  # fmt: skip
+    run_id = waiting(client, "/decide")
+    release(server, f"mended-{run_id}")
+    page.goto(run_url(run_id))
+    shot(page, "decision")
+    press(page, label, button, **fields)
+    expect(page.locator(".run-head .status")).to_have_text(status)
+    if status == "completed":
+        told = "given" if fields else "mended"
+        assert client.get(f"/_durable/runs/{run_id}/response").json() == {"doubtful": told}
+
+
+def test_the_dead_go_on(page: Page, client: httpx.Client, server: Server) -> None:
+    dead = [begun(client, "/dies") for _ in range(4)]
+    for run_id in dead:
+        until_status(client, run_id, "dead")
+        release(server, f"mended-{run_id}")
+    page.goto(run_url(dead[0]))
+    press(page, "Let it go on", "Let it go on")
+    expect(page.get_by_role("status").filter(has_text="The run goes on")).to_be_visible()
+    expect(page.locator(".run-head .status")).to_have_text("completed")
+    expect(page.locator(".marks")).to_contain_text("127.0.0.1 had the run go on")
+    shot(page, "retried")
+    page.goto("/_durable/?status=dead&name=POST /dies")
+    shot(page, "dead")
+    press(page, "Let it go on", "Let it go on")
+    said = "done for 3, left as they are: 0"
+    expect(page.get_by_role("status").filter(has_text=said)).to_be_visible()
+    for run_id in dead[1:]:
+        until_status(client, run_id, "completed")
+
+
+def test_labels_lead_to_their_runs(page: Page, client: httpx.Client) -> None:
+    mine = ended(client, "/labelled", json={"tenant": "acme", "plan": "pro"})
+    other = ended(client, "/labelled", json={"tenant": "other"})
+    page.goto("/_durable/")
+    expect(page.locator(f"#r-{other} .label")).to_have_text(["tenant: other"])
+    page.locator(f"#r-{mine} .label", has_text="tenant").click()
+    page.wait_for_url("**label=tenant%3Aacme")
+    expect(page.get_by_label("Label")).to_have_value("tenant:acme")
+    expect(page.locator(f"#r-{mine}")).to_be_visible()
+    expect(page.locator(f"#r-{other}")).to_have_count(0)
+    shot(page, "labels")
+    page.locator(f"#r-{mine} a.open").click()
+    expect(page.locator(".run-head .label")).to_have_text(["plan: pro", "tenant: acme"])
+
+
+def test_tokens_of_a_run(page: Page, client: httpx.Client) -> None:
+    run_id = ended(client, "/models", json=["tiny-1", "tiny-2", "other"])
+    page.goto(run_url(run_id))
+    tokens = page.get_by_role("region", name="Tokens")
+    expect(tokens.locator("tbody tr")).to_have_count(3)
+    expect(tokens.locator("tr", has_text="tiny-1")).to_contain_text("1,200")
+    expect(tokens.locator("tfoot")).to_contain_text("0.011700")
+    shot(page, "tokens")
+
+
+def test_health_shows_how_commits_go(page: Page, client: httpx.Client) -> None:
+    page.goto("/_durable/console/health")
+    ended(client, "/ask")
+    card = page.locator(".chart-card", has_text="A commit takes")
+    expect(card.locator(".big.now")).to_be_visible()  # within a sample or two, by itself
+    expect(page.locator(".chart-card")).to_have_count(13)
+    shot(page, "health")
+
+
 # --- what strangers write
 
 
@@ -269,6 +372,21 @@ def test_hostile_text_stays_text(page: Page, client: httpx.Client) -> None:
         page.goto(run_url(run_id))
         page.locator(".rows a").first.click()
         expect(page.locator("#detail h2")).to_be_visible()
+        check_inert(page)
+        shown = page.locator(".run-head .label").first
+        expect(shown).to_contain_text("<img src=x" if "<img" in text else "data: x")
+        shown.click()  # the label's own list
+        expect(page.locator(f"#r-{run_id}")).to_be_visible()
+        check_inert(page)
+    for text in HOSTILE:
+        seen = "".join(c for c in text if c >= " " and c != "\x7f")
+        labels = {seen.replace(":", ";")[:64]: seen[:200], "plain": seen[:200]}
+        run_id = ended(client, "/labelled", json=labels)
+        page.goto(run_url(run_id))
+        check_inert(page)
+        expect(page.locator(".run-head .label")).to_have_count(2)
+        page.locator(".run-head .label", has_text="plain").click()
+        expect(page.locator(f"#r-{run_id} .label")).to_have_count(2)
         check_inert(page)
     failed = begun(client, "/fail", params={"reason": " ".join(HOSTILE)})
     until_status(client, failed, "failed")
@@ -330,6 +448,7 @@ def test_a_hundred_thousand_runs_and_ten_thousand_steps(browser: Browser, large:
     painted = {
         "list": first_paint_ms(page, "/_durable/"),
         "filtered": first_paint_ms(page, "/_durable/?status=failed"),
+        "labelled": first_paint_ms(page, "/_durable/?label=tenant:t7"),
         "run": first_paint_ms(page, run_url(run_id)),
         "zoomed": first_paint_ms(page, run_url(run_id, "?from=100000&to=105000")),
         "journal": first_paint_ms(page, run_url(run_id, "/journal?from=9000")),
@@ -348,6 +467,8 @@ def test_a_hundred_thousand_runs_and_ten_thousand_steps(browser: Browser, large:
     expect(page.locator(".pager")).to_contain_text("Searched back to")
     page.get_by_role("link", name="Search further").click()
     expect(page.locator(".pager")).to_contain_text("Searched back to")
+    page.goto("/_durable/?label=tenant:t7&status=failed")
+    assert page.locator("tbody tr").count() > 1
     assert [t for t in watched.trouble if "404" not in t] == []
     context.close()
 
@@ -361,6 +482,8 @@ def test_every_page_fits(browser: Browser, server: Server, client: httpx.Client,
         client, "/ask", headers={"x-user": "a.very.long.principal.name@mail.example.com"}
     )
     asked = waiting(client, "/approve")
+    labelled = ended(client, "/labelled", json={"n" * 64: "v" * 200, "tenant": "acme"})
+    models = ended(client, "/models", json=["tiny-1", "other"])
     size = {"width": 375, "height": 812} if look == "phone" else {"width": 1280, "height": 860}
     context = browser.new_context(
         base_url=server.url, viewport=size, color_scheme="dark" if look == "dark" else "light"
@@ -370,6 +493,7 @@ def test_every_page_fits(browser: Browser, server: Server, client: httpx.Client,
     paths = {"runs": "/_durable/", "waiting": "/_durable/console/waiting"}
     paths |= {"health": "/_durable/console/health", "activity": "/_durable/console/activity"}
     paths |= {f"run{tail.replace('/', '-')}": run_url(run_id, tail) for tail in tails}
+    paths |= {"labelled": run_url(labelled), "models": run_url(models)}
     paths |= {"suspended": run_url(asked), "error": run_url("nothing")}
     for name, path in paths.items():
         watched.page.goto(path)

@@ -175,6 +175,11 @@ def test_samples_of_an_engine() -> None:
         assert (sample.live, sample.behind, sample.readers, sample.late_ms) == (1, 1, 0, 2.0)
         assert sample.commits_s > 0
         assert sample.log_bytes == 0
+        assert 0 < sample.commit_ms < 10_000
+        assert sample.commit_ms <= sample.slow_ms * 2 < 20_000
+        assert sample.batch == 1
+        assert sample.lag_ms >= 0
+        assert sample.retries_s == 0
         sampler.wanted()
         sampler.wanted()
         await engine.close()  # takes the sampler's task with it

@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -350,3 +351,81 @@ def test_a_fork_beside_its_origin(client: httpx.Client) -> None:
     assert compared.count('class="differs"') >= 2
     assert client.get(f"{base}/compare").status_code == 404
     assert f"begun: {forked}" in client.get("/_durable/console/activity").text
+
+
+def test_labels_are_shown_and_looked_for(client: httpx.Client) -> None:
+    mine = ended(client, "/labelled", json={"tenant": "acme, eu", "seats": 3})
+    other = ended(client, "/labelled", json={"tenant": "acme"})
+    assert client.get(f"/_durable/runs/{mine}").json()["labels"] == {
+        "seats": "3", "tenant": "acme, eu",
+    }  # fmt: skip
+
+    def listed(**params: Any) -> list[str]:
+        rows = client.get("/_durable/runs", params=params).raise_for_status().json()["runs"]
+        return [row["id"] for row in rows]
+
+    assert listed(label="tenant:acme, eu") == [mine]
+    assert listed(label=["seats:3", "tenant:acme, eu"]) == [mine]
+    assert listed(label=["seats:3", "tenant:acme"]) == []
+    refused = client.get("/_durable/runs", params={"label": "acme"})
+    assert (refused.status_code, refused.json()["detail"].partition(",")[0]) == (
+        400, "give a label as name:value",
+    )  # fmt: skip
+
+    def page(**params: str) -> set[str]:
+        text = client.get("/_durable/", params=params).raise_for_status().text
+        return {run_id for run_id in (mine, other) if f'id="r-{run_id}"' in text}
+
+    assert page(label="tenant:acme, eu") == {mine}
+    assert page(label="tenant:acme") == {other}
+    assert page(label="acme") == page(q="tenant:ACME") == {mine, other}
+    assert page(label="seats:4") == set()
+    shown = client.get(f"/_durable/console/runs/{mine}").text
+    assert 'href="/_durable/?label=tenant%3Aacme%2C+eu"' in shown
+    exported = client.get(f"/_durable/console/runs/{mine}/journal.json").json()
+    assert exported["run"]["labels"] == '{"seats":"3","tenant":"acme, eu"}'
+
+
+def test_tokens_and_what_they_cost(client: httpx.Client) -> None:
+    run_id = ended(client, "/models", json=["tiny-1", "tiny-1", "other", "silent"])
+    usage = client.get(f"/_durable/runs/{run_id}/usage").json()
+    tiny = {"calls": 2, "input": 2400, "cached": 400, "output": 690, "reasoning": 0}
+    cost = (2400 * 2 + 690 * 10) / 1e6
+    assert usage["models"]["tiny-1"] == {**tiny, "cost": pytest.approx(cost)}
+    assert usage["models"]["other"]["cost"] is None
+    assert (usage["unknown"], usage["total"]["calls"]) == (1, 3)
+    assert usage["total"]["cost"] == pytest.approx(cost)
+    for _ in range(2):  # read once, and then only continued
+        shown = client.get(f"/_durable/console/runs/{run_id}").text
+        assert '<td class="num">2,400</td>' in shown
+        assert f"{cost:.6f}" in shown
+        assert "no price" in shown
+        assert "1 answer said nothing of tokens" in shown
+    assert "Tokens" not in client.get(f"/_durable/console/runs/{ended(client, '/ask')}").text
+    assert client.get(f"/_durable/runs/{run_id[:-1]}0/usage").status_code == 404
+
+
+def test_who_did_it_stays_in_the_journal(client: httpx.Client) -> None:
+    run_id = waiting(client, "/webhook")
+    answered = send(client, run_id, "signal", wait="payment", data='{"paid": true}')
+    assert answered.status_code == 303
+    until_status(client, run_id, "completed")
+    page = client.get(f"/_durable/console/runs/{run_id}").text
+    assert "the signal payment arrived from 127.0.0.1" in page
+    stopped = waiting(client, "/sleepy")
+    assert send(client, stopped, "cancel").status_code == 303
+    until_status(client, stopped, "cancelled")
+    page = client.get(f"/_durable/console/runs/{stopped}").text
+    assert "127.0.0.1 asked for the run to be cancelled" in page
+
+
+def test_how_commits_go(client: httpx.Client) -> None:
+    ended(client, "/ask")
+    page = client.get("/_durable/console/health").text
+    for title in ("A commit takes", "Slowest 1 % of commits", "Entries of a commit",
+                  "Not yet durable", "Durable late by", "Retries"):  # fmt: skip
+        assert title in page
+    assert "<h2>Nodes</h2>" not in page  # one process owns the file
+    metrics = client.get("/_durable/metrics").text
+    assert 'durable_runs_stored{status="suspended"}' in metrics
+    assert 'durable_commit_seconds_bucket{le="+Inf"}' in metrics
