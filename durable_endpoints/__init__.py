@@ -42,6 +42,7 @@ from durable_endpoints.errors import (
 )
 from durable_endpoints.quotas import RateLimit
 from durable_endpoints.retry import Retry
+from durable_endpoints.stores.edge import EdgeStore
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.sqlite import SQLiteStore
 
@@ -53,6 +54,7 @@ __all__ = [
     "CurrentRun",
     "DurableError",
     "DurableMiddleware",
+    "EdgeStore",
     "EffectAmbiguous",
     "Engine",
     "Escalate",

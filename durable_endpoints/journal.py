@@ -68,6 +68,7 @@ class Journal:
         self.body_ended = False
         self.shared_at: int | None = None  # the completion from which on they keep distance
         self.patches: set[str] = set()
+        self.labelled: set[str] = set()  # keys of calls that labelled the run
         # How many completions, and which calls, came before the run was cancelled.
         self.cancel_at: tuple[int, frozenset[str]] | None = None
         self._deliveries: list[Delivery] = []
@@ -118,6 +119,8 @@ class Journal:
             self.shared_at = len(self._deliveries)
         elif entry.kind == Kind.PATCH:
             self.patches.add(entry.key)
+        elif entry.kind == Kind.LABEL:
+            self.labelled.add(entry.key)
 
     def _call_of(self, entry: Entry) -> Recorded:
         ident, _, name = entry.key.partition(" ")

@@ -22,6 +22,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from durable_endpoints import approval, effect, step
+from durable_endpoints.integrations.openai_agents_mcp import wrap_server
 from durable_endpoints.limits import NAME_CHARS_MAX
 from durable_endpoints.llm import durable_client
 
@@ -48,7 +49,11 @@ def durable_agent(agent: AgentT, tools: Mapping[str, Mapping[str, Any]] | None =
     that wait for something, are to be left as they are: `{"ask": None}`. Agents used as tools are
     left as they are, too: what they do is recorded, step by step.
 
-    Changes the tools in place, once; returns the agent.
+    The tools of its `mcp_servers` are steps if they say that they are read-only or idempotent,
+    effects if not, unless `tools` says otherwise; what the servers list is recorded, too. A replay
+    asks no server (needs the extra `mcp`).
+
+    Changes the tools and servers in place, once; returns the agent.
     """
     _wrap_agent(agent, dict(tools or {}), set())
     return agent
@@ -63,6 +68,8 @@ def _wrap_agent(agent: Agent[Any], options: dict[str, Any], seen: set[int]) -> N
             own = options.get(tool.name, {})
             if own is not None:
                 _wrap_tool(tool, dict(own))
+    for server in agent.mcp_servers:
+        wrap_server(server, options)
     for other in agent.handoffs:
         inner = other if isinstance(other, Agent) else _agent_of(other)
         if inner is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 import httpx
@@ -17,6 +18,7 @@ from durable_endpoints.engine.steps import StepSpec, run_step
 from durable_endpoints.engine.streams import Last, run_stream
 from durable_endpoints.hints import delay_hint
 from durable_endpoints.limits import RESULT_BYTES_MAX
+from durable_endpoints.llm import genai
 from durable_endpoints.llm.answers import (
     BODY_SUFFIX,
     Answer,
@@ -38,6 +40,7 @@ from durable_endpoints.llm.resume import Progress, is_resumable
 from durable_endpoints.llm.upstream import Ending, Upstream, pieces_of
 from durable_endpoints.llm.usage import Meter, of_run
 
+Source = Callable[..., AsyncGenerator[bytes | Last[bytes], None]]
 Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 # Waits before an answer that broke off is asked for again, in seconds.
 _AGAIN_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -62,6 +65,8 @@ class Exchange:
         self._resumable = policy.on_interrupt in ("auto", "resume") and is_resumable(request)
         self._on_interrupt = "resume" if self._resumable else policy.on_interrupt
         self._request = request
+        observed = scope.run.log.observer is not None
+        self._about = genai.about(request) if observed else None
         self._upstream: Upstream | None = None
         self._live: httpx.Response | None = None
         self._answer: Answer | None = None
@@ -70,8 +75,9 @@ class Exchange:
         """Return the response: recorded, or new."""
         policy = self._policy
         spec = StepSpec(
-            self._name, AnswerCodec(self._name), retry=policy.retry, rate_limit=policy.rate_limit
-        )
+            self._name, AnswerCodec(self._name), retry=policy.retry, rate_limit=policy.rate_limit,
+            about=self._about,
+        )  # fmt: skip
         run = run_attempts if spec.staged else run_step
         try:
             answer: Answer = await run(
@@ -117,6 +123,7 @@ class Exchange:
         if self._resumable:  # a compressed stream cannot be gone on with
             request = with_header(request, "accept-encoding", "identity")
         self._live = response = await self._send(request)
+        genai.note_status(response.status_code)
         if _is_stream(response):
             self._follow(response)
             return answer_of(response, None)
@@ -132,6 +139,10 @@ class Exchange:
             if self._upstream is None:
                 await response.aclose()
         answer = answer_of(response, b"".join(begun))
+        if self._about is not None:
+            meter = Meter(answer)
+            meter.feed(answer.body or b"")
+            genai.note_usage(meter)
         if self._policy.retry is not None and Unanswered.fits(answer):
             self._live = None
             raise Unanswered(answer)
@@ -154,8 +165,13 @@ class Exchange:
         # Nobody may see the half of what means nothing before it is whole.
         kind = header(answer, "content-type")
         policy = "hold" if kind.startswith(_JSON) else self._on_interrupt
-        spec = StepSpec(self._name + BODY_SUFFIX, BytesCodec(self._name), on_interrupt=policy)
-        source = self._resumed if policy == "resume" else self._pieces
+        spec = StepSpec(
+            self._name + BODY_SUFFIX, BytesCodec(self._name), on_interrupt=policy,
+            about=self._about,
+        )  # fmt: skip
+        source: Source = self._resumed if policy == "resume" else self._pieces
+        if self._about is not None:
+            source = _metered(source, answer)
         return run_stream(self._scope, self._body_call, spec, source, (), {})
 
     async def _pieces(self) -> AsyncGenerator[bytes | Last[bytes], None]:
@@ -245,6 +261,23 @@ class Exchange:
     def _known(self) -> Answer:
         assert self._answer is not None, "the head comes before the body"
         return self._answer
+
+
+def _metered(source: Source, answer: Answer) -> Source:
+    """Return a source that notes what the answer used, on the span of its step."""
+
+    async def metered(**given: Any) -> AsyncGenerator[bytes | Last[bytes], None]:
+        meter = Meter(answer)
+        async with aclosing(source(**given)) as pieces:
+            async for piece in pieces:
+                last = isinstance(piece, Last)
+                meter.feed(piece.value if isinstance(piece, Last) else piece)
+                if last:  # nobody comes back for more
+                    genai.note_usage(meter)
+                yield piece
+        genai.note_usage(meter)
+
+    return metered
 
 
 async def _is_last(upstream: Upstream, ending: Ending | None, piece: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from durable_endpoints.records import Entry, Kind
 # More than an answer with figures in it has, and more than is worth keeping for them.
 _READ_BYTES_MAX: Final = 4 * 1024 * 1024
 _MILLION: Final = 1_000_000
+_BODY: Final = frozenset({Kind.ITEM, Kind.RESET, Kind.STREAM_END})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Usage:
         """
         cost = 0.0
         for model, tokens in self.models.items():
-            price = _price_of(model, prices)
+            price = price_of(model, prices)
             if price is not None:
                 cached = price.input if price.cached is None else price.cached
                 cost += (tokens.input - tokens.cached) * price.input + tokens.cached * cached
@@ -89,11 +90,47 @@ class Usage:
         return cost / _MILLION
 
 
-def _price_of(model: str, prices: Mapping[str, Price]) -> Price | None:
+def prices_of(
+    given: Mapping[str, Price | tuple[float, float] | tuple[float, float, float]],
+) -> dict[str, Price]:
+    """Return prices by model, given as `Price` or (input, output[, cached]) for a million tokens.
+
+    Raises: ValueError for what is no price.
+    """
+    found = {}
+    for model, price in given.items():
+        figures: tuple[Any, ...] = price if isinstance(price, tuple) else ()
+        if figures and not (
+            len(figures) in (2, 3) and all(isinstance(n, int | float) and n >= 0 for n in figures)
+        ):
+            figures = ()
+        if not isinstance(price, Price) and not figures:
+            raise ValueError(
+                f"prices: {model!r} is priced (input, output) or (input, output, cached) for a "
+                f"million tokens, not {price!r}"
+            )
+        found[model] = price if isinstance(price, Price) else Price(*figures)
+    return found
+
+
+def price_of(model: str, prices: Mapping[str, Price]) -> Price | None:
+    """Return the price of a model; None if `prices` does not name it."""
     if model in prices:
         return prices[model]
     fitting = [name for name in prices if name.endswith("*") and model.startswith(name[:-1])]
     return prices[max(fitting, key=len)] if fitting else None
+
+
+def usage_fields(usage: Usage, prices: Mapping[str, Price]) -> dict[str, Any]:
+    """Return usage as JSON shows it; `cost` is None of models without a price."""
+    models = {}
+    for model, tokens in sorted(usage.models.items()):
+        priced = price_of(model, prices) is not None
+        cost = Usage({model: tokens}).cost(prices) if priced else None
+        models[model] = {**asdict(tokens), "cost": cost}
+    costs = [fields["cost"] for fields in models.values() if fields["cost"] is not None]
+    total = {**asdict(usage.total), "cost": sum(costs) if costs else None}
+    return {"models": models, "total": total, "unknown": usage.unknown}
 
 
 class Meter:
@@ -194,33 +231,70 @@ def _is(value: object) -> bool:
     return isinstance(value, dict)
 
 
+class UsageReader:
+    """Reads a run's journal, as far as it has come, for what its recorded answers used."""
+
+    def __init__(self) -> None:
+        self._next_seq = 0
+        self._done = Usage()
+        self._codec = AnswerCodec("")
+        # Answers whose body is still to come, by the call that records it.
+        self._open: dict[str, tuple[Answer, Meter]] = {}
+
+    def feed(self, entries: Iterable[Entry]) -> None:
+        """Take what follows of the journal; what was taken before is left out."""
+        for entry in entries:
+            if entry.seq >= self._next_seq:
+                self._next_seq = entry.seq + 1
+                self._take(entry)
+
+    def usage(self) -> Usage:
+        """Return what was used so far; an answer that is not complete counts as it is."""
+        found = Usage({model: replace(tokens) for model, tokens in self._done.models.items()})
+        found.unknown = self._done.unknown
+        for _, meter in self._open.values():
+            found.take(meter)
+        return found
+
+    def _take(self, entry: Entry) -> None:
+        if entry.kind == Kind.STEP:
+            if entry.payload.startswith(ANSWER_MARK):
+                self._head(entry)
+            return
+        if not self._open or entry.kind not in _BODY:
+            return
+        ident = entry.key.partition(" ")[0]
+        if ident not in self._open:
+            return
+        answer, meter = self._open[ident]
+        if entry.kind == Kind.ITEM:
+            meter.feed(entry.payload)
+        elif entry.kind == Kind.RESET:
+            self._done.unknown += 1
+            self._open[ident] = answer, Meter(answer)
+        else:
+            del self._open[ident]
+            self._done.take(meter)
+
+    def _head(self, entry: Entry) -> None:
+        answer = self._codec.decode(entry.payload)
+        meter = Meter(answer)
+        if answer.body is None:
+            self._open[_next(entry.key.partition(" ")[0])] = answer, meter
+        else:
+            meter.feed(answer.body)
+            self._done.take(meter)
+
+
 def usage_of(entries: Iterable[Entry]) -> Usage:
     """Return what a run's recorded answers used, from its journal.
 
     An answer that a crash cut and that was asked for again counts as it is recorded in the end;
     what the provider charged for the cut one is not known: it is one of the `unknown`.
     """
-    usage, codec = Usage(), AnswerCodec("")
-    meters: dict[str, tuple[Answer, Meter]] = {}  # by the call that records the body
-    for entry in entries:
-        ident = entry.key.partition(" ")[0]
-        if entry.kind == Kind.STEP and entry.payload.startswith(ANSWER_MARK):
-            answer = codec.decode(entry.payload)
-            meter = Meter(answer)
-            if answer.body is None:
-                meters[_next(ident)] = answer, meter
-            else:
-                meter.feed(answer.body)
-                usage.take(meter)
-        elif entry.kind == Kind.ITEM and ident in meters:
-            meters[ident][1].feed(entry.payload)
-        elif entry.kind == Kind.RESET and ident in meters:
-            answer = meters[ident][0]
-            usage.unknown += 1
-            meters[ident] = answer, Meter(answer)
-    for _, meter in meters.values():
-        usage.take(meter)
-    return usage
+    reader = UsageReader()
+    reader.feed(entries)
+    return reader.usage()
 
 
 def _next(ident: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from durable_endpoints.engine.engine import Engine
+from durable_endpoints.engine.labels import Labelling
 from durable_endpoints.engine.replay import Replay
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.wait import Signal
@@ -100,6 +101,7 @@ class OfflineRun(LiveRun):
         """See `LiveRun.begin_replay`."""
         self.cancelling = self.cancelling or journal.cancel_at is not None
         self.patches = dict.fromkeys(journal.patches, True)
+        self.life.labelling = Labelling(self.record.labels, journal.labelled)
         self.pace.shared = self.pace.noted = journal.shared_at is not None
         self.replay = self.seen = OfflineReplay(self, journal)
         if journal.at_cancel or (journal.exhausted and self.cancelling):
@@ -126,7 +128,7 @@ class OfflineRun(LiveRun):
         """
         if kind in _ENDS:
             self.ending = kind, payload
-        elif kind != Kind.UNDOABLE:
+        elif kind not in (Kind.UNDOABLE, Kind.LABEL):  # those come and go with the code
             raise self.goes_beyond(_said(kind, key, payload))
         return super().append(kind, key, payload, check, took_us, args)
 
@@ -165,7 +167,7 @@ class OfflineWaking(Waking):
 
     async def begin_child(
         self, run: LiveRun, child_id: str, function: Callable[..., Any],
-        args: tuple[Any, ...], kwargs: dict[str, Any],
+        args: tuple[Any, ...], kwargs: dict[str, Any], *, fresh: bool = False,
     ) -> None:  # fmt: skip
         """Begin nothing: what the child returned is recorded."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse
@@ -22,6 +24,7 @@ from starlette.requests import HTTPConnection
 
 from durable_endpoints import (
     DurableMiddleware,
+    Escalate,
     Retry,
     approval,
     current_run,
@@ -33,6 +36,7 @@ from durable_endpoints import (
     wait_for_signal,
 )
 from durable_endpoints.asgi.routes import ControlRoutes
+from durable_endpoints.llm import durable_client
 
 
 def role_of(connection: HTTPConnection) -> Any:
@@ -49,7 +53,10 @@ class Middleware(DurableMiddleware):
 
 
 app = FastAPI()
-app.add_middleware(Middleware, principal=lambda connection: connection.headers.get("x-user"))
+app.add_middleware(
+    Middleware, principal=lambda connection: connection.headers.get("x-user"),
+    prices={"tiny-*": (2.0, 10.0)},
+)  # fmt: skip
 logging.getLogger("durable_endpoints.audit").setLevel(logging.INFO)
 logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
 
@@ -160,10 +167,70 @@ async def _double(number: int) -> int:
     return 2 * number
 
 
+@step(retry=Retry(attempts=1))
+async def fragile(name: str) -> str:
+    if not Path(f"mended-{name}").exists():
+        raise ConnectionError("the provider hung up")
+    return "mended"
+
+
+@app.post("/dies")
+@durable
+async def dies() -> dict[str, str]:
+    await search("orders")
+    return {"fragile": await fragile(current_run().id)}
+
+
+@step(retry=Retry(attempts=2))
+async def doubtful(name: str) -> str:
+    if not Path(f"mended-{name}").exists():
+        raise Escalate("is this address right?")
+    return "mended"
+
+
+@app.post("/decide")
+@durable
+async def decide() -> dict[str, str]:
+    return {"doubtful": await doubtful(current_run().id)}
+
+
+def provider(request: httpx.Request) -> httpx.Response:
+    """A model's provider that answers with figures, or without."""
+    model = json.loads(request.content)["model"]
+    details = {"cached_tokens": 200}
+    usage = {"prompt_tokens": 1200, "completion_tokens": 345, "prompt_tokens_details": details}
+    answer = {"model": model, "usage": usage} if model != "silent" else {"model": model}
+    return httpx.Response(200, json=answer)
+
+
+models = durable_client(library=httpx, transport=httpx.MockTransport(provider))
+
+
+@app.post("/models")
+@durable(labels={"kind": "model"})
+async def ask_models(request: Request) -> dict[str, int]:
+    asked = await request.json()
+    for model in asked:
+        body = {"model": model, "messages": [{"role": "user", "content": "why?"}]}
+        await models.post("http://models.example/v1/chat/completions", json=body)
+    return {"asked": len(asked)}
+
+
+@app.post("/labelled")
+@durable
+async def labelled(request: Request) -> dict[str, str]:
+    run = current_run()
+    run.label(**await request.json())
+    await search("labels")
+    return dict(run.labels)
+
+
 @app.post("/echo")
 @durable
 async def echo(request: Request) -> JSONResponse:
     text = (await request.body()).decode()
+    seen = "".join(c for c in text if c >= " " and c != "\x7f")  # labels hold no controls
+    current_run().label(**{f"a {seen[:60]}".replace(":", ";"): seen[-200:], "text": seen[:200]})
     await step.run(f"step {text}"[:200], _same, text)
     emit(text, event="said")
     with contextlib.suppress(ValueError):

@@ -5,7 +5,8 @@ of a step appends a line as it begins: run id, label, nonce, process id. A step'
 label and its nonce, so a result that was made twice shows wherever it gets to.
 
 Each execution of an effect appends its key to `effects.log` besides: run id, label, key.
-`STORE` is the database (default `durable.db`); `BACKOFF_S` shortens the waits before recoveries.
+`STORE` is the database (default `durable.db`); `BACKOFF_S` shortens the waits before recoveries,
+`GRACE_S` that of a drain.
 `DURABLE_CRASH_AT="name:n"` makes the process kill itself at a named point (tests/crash/points.py).
 """
 
@@ -40,6 +41,7 @@ from durable_endpoints import (
     wait_for_signal,
 )
 from durable_endpoints import random as run_random
+from durable_endpoints.asgi import drain
 from durable_endpoints.engine import recovery
 from tests.crash.points import crashing_store
 
@@ -51,6 +53,8 @@ _TRIED: set[tuple[str, str]] = set()
 _POLICIES = ("auto", "restart", "resume", "finalize", "fail", "hold")
 
 
+if "GRACE_S" in os.environ:  # how long a drain waits for runs at work
+    drain.drain_all.__defaults__ = (float(os.environ["GRACE_S"]),)
 if "BACKOFF_S" in os.environ:  # minutes otherwise, until a run is dead
     recovery.RECOVERY_BACKOFF_S = (0.0, *[float(os.environ["BACKOFF_S"])] * 5)  # type: ignore[misc]
 
@@ -260,6 +264,7 @@ async def everything(ms: float = 20) -> StreamingResponse:
     async def body() -> AsyncIterator[str]:
         yield f"data: {await draw('begin', ms)}\n\n"
         new = patched("a change")
+        current_run().label(kind="everything", new=new)
         await sleep(0.05)
         yield f"data: {new} {await act('effect', ms)}\n\n"
         yield f"data: {await unsteady('unsteady', ms)}\n\n"

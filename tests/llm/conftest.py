@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.llm.lives import LivesServer
 from tests.support.server import Server
 
 QUIET = ("--log-level", "critical", "--no-access-log")
@@ -44,3 +45,19 @@ def provider(running_provider: Provider) -> Provider:
         running_provider.start()
     running_provider.forget()
     return running_provider
+
+
+@pytest.fixture(scope="session")
+def mcp_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A plain MCP server with all its tools."""
+    directory, app = tmp_path_factory.mktemp("mcp"), "tests.llm.mcp_shop:app"
+    with LivesServer(app, directory, env={"MORE": "1"}, health="/health") as one:
+        yield one
+
+
+def called(shop: Server) -> list[dict[str, Any]]:
+    """Return what was asked of an MCP server's tools since the last time."""
+    file = shop.directory / "called.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return [json.loads(line) for line in lines]

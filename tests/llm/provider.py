@@ -251,7 +251,7 @@ def wanted_call(body: dict[str, Any]) -> tuple[str, str, str] | None:
         return None
     tool = tools[done].get("function") or tools[done]
     schema = tool.get("parameters") or tool.get("input_schema") or {}
-    made = {"string": "x", "integer": 3, "number": 1.5, "boolean": True}
+    made = {"string": "x", "integer": 3, "number": 1.5, "boolean": True, "array": ["x"]}
     properties = schema.get("properties") or {}
     arguments = {key: made.get(value.get("type"), "x") for key, value in properties.items()}
     return f"call_{done}", str(tool["name"]), json.dumps(arguments)

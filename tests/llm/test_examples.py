@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,27 @@ def test_an_approval_survives_a_kill(provider: Provider, tmp_path: Path) -> None
     with serve("agent_approval:app", tmp_path, provider, "m?n=3") as server:
         assert asyncio.run(main(server)) == {"answer": "w0 w1 w2 "}
     assert len(provider.counted()) == 2
+
+
+def test_a_tool_call_survives_a_kill(
+    provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(tmp_path)  # where the example would put its own store
+    ask = import_module("mcp_tools").ask
+
+    async def main(server: Server) -> str:
+        waiting = asyncio.create_task(ask("tea", server.url + "/mcp"))
+        async with asyncio.timeout(60):
+            while "chapter 3" not in server.tail():
+                await asyncio.sleep(0.02)
+            await asyncio.to_thread(server.restart)
+            found: str = await waiting
+            return found
+
+    with serve("mcp_tools:app", tmp_path, provider, "") as server:
+        found = asyncio.run(main(server))
+        printed = server.tail()
+    assert len(found.splitlines()) == 8
+    assert printed.count("chapter 1 of") == printed.count("chapter 2 of") == 1
+    assert printed.count("published, once") == 1

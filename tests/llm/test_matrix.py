@@ -301,6 +301,26 @@ async def responses_helper(kit: Kit) -> Any:
     return [kinds, final.output_text]
 
 
+async def responses_raw(kit: Kit) -> Any:
+    client = kit.openai()
+    raw = await client.responses.with_raw_response.create(model="m?n=4", input="hello")
+    create = client.responses.with_streaming_response.create
+    async with create(model="m?n=4", input="hello", stream=True) as response:
+        lines = [line async for line in response.iter_lines()]
+    async with create(model="m?n=4", input="hello") as response:
+        whole = await response.parse()
+    return [raw.status_code, raw.parse().output_text, len(lines), lines[0], whole.output_text]
+
+
+async def responses_refused(kit: Kit) -> Any:
+    client = kit.openai()
+    return [
+        await caught(client.responses.create(model=f"m?fail={n}", input="hello", stream=stream))
+        for n in (400, 401, 404, 429, 500)
+        for stream in (False, True)
+    ]
+
+
 async def models_listed(kit: Kit) -> Any:
     return [model.model_dump(mode="json") async for model in kit.openai().models.list()]
 
@@ -347,6 +367,36 @@ async def messages_whole(kit: Kit) -> Any:
     return [message.model_dump(mode="json"), raw.headers.get("x-request-id"), raw.status_code]
 
 
+async def messages_streaming_response(kit: Kit) -> Any:
+    client = kit.anthropic()
+    create = client.messages.with_streaming_response.create
+    async with create(model="m?n=5", messages=ASK, max_tokens=9, stream=True) as response:
+        lines = [line async for line in response.iter_lines()]
+    async with create(model="m?n=5", messages=ASK, max_tokens=9) as response:
+        whole = await response.parse()
+    async with create(model="m?n=5", messages=ASK, max_tokens=9) as response:
+        parts = b"".join([part async for part in response.iter_bytes(10)])
+    return [lines, whole.model_dump(mode="json"), parts.decode(), response.is_closed]
+
+
+async def messages_parsed(kit: Kit) -> Any:
+    answer = await kit.anthropic().messages.parse(
+        model='m?say={"city": "Paris", "people": 3}', messages=ASK, max_tokens=9,
+        output_format=Answer,
+    )  # fmt: skip
+    return answer.parsed_output and answer.parsed_output.model_dump()
+
+
+async def messages_tools(kit: Kit) -> Any:
+    tool: Any = {"name": "look_up", "input_schema": TOOL["function"]["parameters"]}
+    async with kit.anthropic().messages.stream(
+        model="m", messages=ASK, max_tokens=9, tools=[tool]
+    ) as stream:
+        found = [event.type async for event in stream]
+        final = await stream.get_final_message()
+    return [found, final.model_dump(mode="json")]
+
+
 async def messages_refused(kit: Kit) -> Any:
     client = kit.anthropic()
     return [
@@ -379,11 +429,11 @@ OPENAI: list[Case] = [
     chat_raw_stream, chat_streaming_response,
     chat_side_by_side, chat_refused, chat_refused_stream, chat_refused_raw, chat_timeout,
     chat_cut, chat_stalled, responses_stream, responses_parsed, responses_helper,
-    models_listed, redirected, plain_http,
+    responses_raw, responses_refused, models_listed, redirected, plain_http,
 ]  # fmt: skip
 ANTHROPIC: list[Case] = [
     messages_stream, messages_helper, messages_whole, messages_refused, messages_timeout,
-    messages_cut,
+    messages_cut, messages_streaming_response, messages_parsed, messages_tools,
 ]  # fmt: skip
 # Of what differs between the two libraries; anthropic takes httpx2 only.
 OLDER: list[Case] = [

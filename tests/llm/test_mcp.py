@@ -10,11 +10,14 @@ import pytest
 from mcp import Client
 from mcp.server import MCPServer
 from mcp.shared.exceptions import MCPError
-from mcp_types import ToolAnnotations
+from mcp_types import PromptReference, ToolAnnotations
 
+from durable_endpoints import Retry, RunCancelled, step
 from durable_endpoints.integrations.mcp import KEY_META, DurableClient
 from tests.engine.worlds import world
 from tests.llm import test_requests as requests
+from tests.llm.conftest import called
+from tests.support.server import Server
 
 CALLED: Counter[str] = Counter()
 KEYS: list[str] = []
@@ -144,19 +147,156 @@ def test_a_rule_of_ones_own() -> None:
 
 def test_a_server_that_is_not_there() -> None:
     def nowhere() -> Client:
+        CALLED["connections"] += 1
         return Client("http://127.0.0.1:1/mcp")
 
     async def body() -> Any:
-        async with DurableClient(nowhere) as client:
-            try:
-                await client.list_tools()
-            except BaseException as error:
-                return type(error).__name__
+        found = []
+        for retry in (None, Retry(attempts=2, initial=0.01)):
+            async with DurableClient(nowhere, retry=retry) as client:
+                try:
+                    await client.list_tools()
+                except Exception as error:
+                    found.append(type(error).__name__)
+        return found
 
     async def main() -> Any:
         async with world() as one:
             return await requests.run(one, body)
 
     found, entries = requests.play(main)
-    assert found in ("ConnectError", "ExceptionGroup", "StepFailed")
-    assert requests.kinds(entries)[1] == "STEP_FAILED"
+    assert found == ["ConnectError", "ConnectError"]
+    kinds = requests.kinds(entries)
+    assert kinds[1] == "STEP_FAILED" and kinds.count("ATTEMPT") >= 1
+    assert CALLED["connections"] == 3
+
+
+# --- a real server, over HTTP
+
+
+async def everything(client: Any, *, outside: bool = False) -> list[Any]:
+    """Ask for everything that can be asked for; note what is seen of it."""
+    heard: list[Any] = []
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        heard.append([done, total, message])
+
+    found: list[Any] = [sorted(tool.name for tool in (await client.list_tools()).tools)]
+    slow = await client.call_tool("slow", {"seconds": 0}, progress_callback=progress)
+    found.append(slow.model_dump(mode="json", exclude={"meta"}))
+    for tool, arguments in (
+        ("price", {"item": "pen"}), ("price", {"item": 1}), ("order", {"item": "x"}),
+        ("refused", {"item": "x"}), ("nothing", {}),
+    ):  # fmt: skip
+        try:
+            made = await client.call_tool(tool, arguments)
+            found.append(made.model_dump(mode="json", exclude={"meta"}))
+        except MCPError as error:
+            found.append([error.code, error.message, error.data, str(error), repr(error)])
+    try:
+        await client.call_tool("slow", {"seconds": 5}, read_timeout_seconds=0.1)
+    except MCPError as error:
+        found.append([error.code, error.message])
+    found.append((await client.list_resources()).resources[0].uri)
+    found.append((await client.read_resource("shop://news")).contents[0].text)
+    found.append((await client.list_resource_templates()).resource_templates)
+    found.append((await client.list_prompts()).prompts[0].name)
+    found.append((await client.get_prompt("greet", {"who": "you"})).messages[0].content.text)
+    reference = PromptReference(name="greet")
+    try:
+        await client.complete(reference, {"name": "who", "value": "y"})
+    except MCPError as error:
+        found.append([error.code, error.message])
+    return [*found, heard] if outside else [*found, len(heard)]
+
+
+@pytest.mark.crash
+def test_everything_is_as_with_the_plain_client(mcp_shop: Server) -> None:
+    gate, done = asyncio.Event(), []
+    url = mcp_shop.url + "/mcp"
+
+    async def body() -> Any:
+        async with DurableClient(lambda: Client(url), name="shop") as client:
+            done.append(await everything(client))
+        await gate.wait()
+        return done[-1]
+
+    async def main() -> None:
+        async with Client(url) as bare:
+            expected = await everything(bare, outside=True)
+        assert expected[-1] == [[1, 2, "half"]]
+        called(mcp_shop)
+        async with world() as one:
+            requests._BODY[:] = [body]
+            started = await one.start(requests.play_body)
+            await requests.until(lambda: bool(done))
+            await one.engine.log.flush()
+            await one.crash()
+            assert done[0] == [*expected[:-1], 1]
+            assert {call["tool"] for call in called(mcp_shop)} >= {"price", "order", "slow"}
+            gate.set()
+            await one.boot()
+            ended = await one.ended_for_good(started.id)
+            # The same, without the server; progress was then, and is not again.
+            assert await ended.result() == [*expected[:-1], 0]
+            assert called(mcp_shop) == []
+
+    requests.play(main)
+
+
+@pytest.mark.crash
+def test_a_cancelled_run_cancels_the_call(mcp_shop: Server) -> None:
+    url = mcp_shop.url + "/mcp"
+
+    async def body() -> Any:
+        async with DurableClient(lambda: Client(url)) as client:
+            return await client.call_tool("slow", {"seconds": 30})
+
+    async def main() -> None:
+        called(mcp_shop)
+        file = mcp_shop.directory / "called.jsonl"
+        async with world() as one:
+            requests._BODY[:] = [body]
+            run = await one.start(requests.play_body)
+            await requests.until(file.exists)
+            await run.cancel()
+            await requests.until(lambda: "cancelled" in file.read_text())
+            with pytest.raises(RunCancelled):
+                await run.result()
+
+    requests.play(main)
+
+
+@pytest.mark.crash
+def test_a_server_that_was_restarted_is_connected_to_again(mcp_shop: Server) -> None:
+    """Between two calls, and in the midst of one."""
+    url, told = mcp_shop.url + "/mcp", asyncio.Event()
+
+    async def body() -> Any:
+        async with DurableClient(lambda: Client(url), name="shop") as client:
+            await client.list_tools()
+            await step.run("told", told.wait)
+            slow = await client.call_tool("slow", {"seconds": 2})
+            ordered = await client.call_tool("order", {"item": "pen"})
+            return [slow.content[0].text, ordered.content[0].text]
+
+    async def main() -> None:
+        called(mcp_shop)
+        file = mcp_shop.directory / "called.jsonl"
+        async with world() as one:
+            requests._BODY[:] = [body]
+            run = await one.start(requests.play_body)
+            running = one.engine.runs[run.id]
+            while running.durable_seq < 1:
+                await running.progress()
+            await asyncio.to_thread(mcp_shop.restart)
+            told.set()
+            await requests.until(lambda: file.exists() and bool(file.read_text()))
+            await asyncio.to_thread(mcp_shop.restart)
+            async with asyncio.timeout(20):
+                assert await run.result() == ["slept", "ordered pen"]
+            kinds = requests.kinds(await one.entries(run.id))
+            assert "ATTEMPT" in kinds  # the call that was cut
+        assert [call["tool"] for call in called(mcp_shop)] == ["slow", "slow", "order"]
+
+    requests.play(main)

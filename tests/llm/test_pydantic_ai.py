@@ -128,6 +128,34 @@ def test_a_stream_with_tools_survives_every_kill(provider: Provider) -> None:
     assert output == "w0 w1 w2 w3 " and "sun in x" in str(parts)
 
 
+@pytest.mark.parametrize("as_step", [True, False])
+def test_an_agent_that_asks_another_survives_every_kill(as_step: bool, provider: Provider) -> None:
+    """As one step, which is made whole or again; or left alone, and recorded request by request."""
+    model = OpenAIChatModel("m?n=4", provider=provider_of(provider))
+    writer = Agent(model, output_type=list[str], name="writer", capabilities=[DurableEndpoints()])
+    tools = FunctionToolset[None](id="jokes")
+
+    @tools.tool(metadata={} if as_step else {"durable_endpoints": False})
+    async def jokes(ctx: RunContext[None], count: int) -> list[str]:
+        return (await writer.run(f"Write {count} jokes.", usage=ctx.usage)).output
+
+    agent = Agent(model, name="chooser", toolsets=[tools], capabilities=[DurableEndpoints()])
+
+    async def body() -> Any:
+        result = await agent.run("Tell me a joke.")
+        return [result.output, parts_of(result.all_messages())]
+
+    async def main() -> Any:
+        if not as_step:
+            return await survives_every_kill(body, provider)
+        async with world() as one:
+            return (await requests.run(one, body))[0]
+
+    output, parts = requests.play(main)
+    assert output == "w0 w1 w2 w3 " and "tool-return jokes ['x']" in str(parts)
+    assert len(provider.counted()) <= 3
+
+
 class City(BaseModel):
     city: str
     people: int
