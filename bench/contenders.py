@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from bench import readback
+from bench import postgres, readback
 
+POSTGRES_LAUNCH = ("-m", "bench.launch", "{app}", "{port}")
 ALL = frozenset({"steps", "chat", "jobs"})
 _UVICORN = (
     "-m", "uvicorn", "{app}", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop",
@@ -80,3 +81,22 @@ COMMIT_PER_STEP = Contender(
 )
 
 OWN = (BARE, DURABLE, STRICT, COMMIT_PER_STEP)
+
+
+def on_postgres() -> list[Contender]:
+    """Return the same app on PostgreSQL.
+
+    Raises: FileNotFoundError if there is no PostgreSQL server.
+    """
+    env = {"BENCH_PG_BIN": str(postgres.programs())}
+    return [
+        replace(
+            contender, key=f"{contender.key}_pg", title=f"{contender.title}, PostgreSQL",
+            on_disk=on_disk, read_back=readback.durable_postgres, command=POSTGRES_LAUNCH,
+            env={**contender.env, **env},
+        )
+        for contender, on_disk in (
+            (DURABLE, "the whole run, in one transaction behind the work"),
+            (STRICT, "the whole run, and each step before the next one starts"),
+        )
+    ]  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from bench import overhead, recovery, report, scale
+from bench import console, llm, nodes, overhead, postgres, recovery, report, scale, suspended
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a look in under two minutes")
-    parser.add_argument("--peers", action="store_true", help="also the peers")
+    parser.add_argument("--quick", action="store_true", help="a look in some minutes")
+    parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
+    parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
     parser.add_argument("--readme", action="store_true", help="write README's tables and chart")
     options = parser.parse_args()
     if options.quick and options.readme:
@@ -19,16 +20,31 @@ def main() -> None:
     # A quick look must not take the place of results that took their time.
     directory = overhead.WORK / "quick" if options.quick else overhead.RESULTS
     common = ["--quick"] if options.quick else []
-    peers = ["--peers"] if options.peers else []
+    peers = ["--peers"] if options.peers else ["--postgres"] if options.postgres else []
     delays = "2,5" if shutil.which("cc") else ""
     if not delays:
         print("no C compiler (cc): the slow disk is left out")
     slow = ["--slow-fdatasync-ms", delays]
     overhead.main([*common, *peers, *slow, "--out", str(directory / "overhead.json")])
     recovery.main([*common, *peers, "--out", str(directory / "recovery.json")])
-    scale.main([*common, "--out", str(directory / "scale.json")])
+    missed = []
+    for name, part in (("scale", scale.main), ("llm", llm.main), ("console", console.main),
+                       ("suspended", suspended.main)):  # fmt: skip
+        try:
+            part([*common, "--out", str(directory / f"{name}.json")])
+        except SystemExit as said:  # a figure that breaks a promise: the other parts go on
+            missed.append(f"{name}: {said}")
+    if peers:
+        try:
+            postgres.programs()
+        except FileNotFoundError as error:
+            print(f"nodes are left out: {error}")
+        else:
+            nodes.main([*common, "--out", str(directory / "nodes.json")])
     if options.readme:
         report.write_readme()
+    if missed:
+        raise SystemExit("\n".join(missed))
 
 
 if __name__ == "__main__":

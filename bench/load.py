@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -105,11 +105,12 @@ class _Phase:
         self._open = 0
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self, port: int, lanes: int) -> Samples:
+    async def run(self, ports: Sequence[int], lanes: int) -> Samples:
         self._open = lanes
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
-        for _ in range(lanes):
+        for number in range(lanes):
+            port = ports[number % len(ports)]
             await loop.create_connection(lambda: _Lane(self), "127.0.0.1", port)
         try:
             async with asyncio.timeout(_STALL_S + self._deadline - began):
@@ -146,17 +147,20 @@ class _Phase:
 
 
 def measure(
-    port: int, request: bytes, check: Check, *, lanes: int, seconds: float, at_least: int = 1
-) -> Samples:
+    port: int | Sequence[int], request: bytes, check: Check, *, lanes: int, seconds: float,
+    at_least: int = 1,
+) -> Samples:  # fmt: skip
     """Ask for `seconds` with `lanes` connections and return what was measured.
 
-    Goes on until there are `at_least` answers in all. Every answer goes through `check`, after its
-    time was taken.
+    Several ports get the connections in turn. Goes on until there are `at_least` answers in all.
+    Every answer goes through `check`, after its time was taken.
     Raises: BadAnswer, also when a connection is lost.
     """
 
+    ports = [port] if isinstance(port, int) else list(port)
+
     async def run() -> Samples:
-        return await _Phase(request, check, seconds, at_least).run(port, lanes)
+        return await _Phase(request, check, seconds, at_least).run(ports, lanes)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())

@@ -6,6 +6,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
 from bench import machine, phases, stats
-from bench.contenders import OWN, Contender
+from bench.contenders import OWN, Contender, on_postgres
 
 HERE = Path(__file__).resolve().parent
 WORK, RESULTS = HERE / ".work", HERE / "results"
@@ -111,15 +112,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--slow-fdatasync-ms", default="", metavar="MS,...",
         help="also with every fdatasync slowed by so much, e.g. 2,5 (needs cc)",
     )  # fmt: skip
-    parser.add_argument("--peers", action="store_true", help="also the peers (see peers/README.md)")
+    parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
+    parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
     parser.add_argument("--readme", action="store_true", help="write README's tables and chart")
     return parser.parse_args(arguments)
 
 
-def choose(only: str, *, peers: bool) -> list[Contender]:
+def choose(only: str, *, peers: bool, postgres: bool = False) -> list[Contender]:
     """Return the contenders asked for; the bare app is always among them."""
     contenders = list(OWN)
+    if peers or postgres:
+        try:
+            contenders += on_postgres()
+        except FileNotFoundError as error:
+            print(f"ours on PostgreSQL is left out: {error}", file=sys.stderr)
     if peers:
         from bench.peers import install
 
@@ -134,8 +141,8 @@ def choose(only: str, *, peers: bool) -> list[Contender]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    contenders = choose(options.only, peers=options.peers)
-    count = 2 if options.quick else options.rounds
+    contenders = choose(options.only, peers=options.peers, postgres=options.postgres)
+    count = min(2, options.rounds) if options.quick else options.rounds
     length = phases.QUICK if options.quick else phases.FULL
     workloads = set(options.workloads.split(","))
     result: dict[str, Any] = {

@@ -46,7 +46,7 @@ FULL = Length()
 _ANSWER = orjson.loads(work.answer_bytes(STEPS))
 
 
-def _check_steps(status: int, body: bytes) -> None:
+def check_steps(status: int, body: bytes) -> None:
     if status != 200 or orjson.loads(body) != _ANSWER:
         raise BadAnswer(f"answered {status} {body[:300]!r}, not {_ANSWER!r}")
 
@@ -99,7 +99,7 @@ def steps(
     request = post(contender.steps_path, json.dumps({"steps": STEPS}).encode())
 
     def ask(server: Server, lanes: int, seconds: float) -> Samples:
-        samples = measure(server.port, request, _check_steps, lanes=lanes, seconds=seconds)
+        samples = measure(server.port, request, check_steps, lanes=lanes, seconds=seconds)
         all_samples.append(samples)
         return samples
 

@@ -27,7 +27,7 @@ from bench.server import Server, call, get
 from bench.stats import spread
 
 JOBS, STEPS, STEP_MS = 100, 20, 20.0
-_STALLED_S = 12.0  # no step for so long, and runs still open: they are lost
+_STALLED_S = 20.0  # no step for so long, and runs still open: they are lost; leases take 10 s
 
 
 @dataclass
@@ -151,10 +151,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--only", default="", help="contenders, by comma")
-    parser.add_argument("--peers", action="store_true", help="also the peers")
+    parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
+    parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
     parser.add_argument("--out", type=Path, default=RESULTS / "recovery.json")
     options = parser.parse_args(arguments)
-    contenders = [c for c in choose(options.only, peers=options.peers) if "jobs" in c.workloads]
+    chosen = choose(options.only, peers=options.peers, postgres=options.postgres)
+    contenders = [c for c in chosen if "jobs" in c.workloads]
     count = 1 if options.quick else options.rounds
     directory = WORK / "run" / "recovery"
     found: dict[str, list[dict[str, Any]]] = {c.key: [] for c in contenders}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -72,12 +73,17 @@ class Server:
     def cpu_seconds(self) -> float:
         """Return the CPU time that the process and its descendants have used so far."""
         stats = dict(_all_stats())
+        family = self._family(stats)
+        used = sum(int(stats[pid][11]) + int(stats[pid][12]) for pid in family if pid in stats)
+        return used / _TICKS
+
+    def _family(self, stats: dict[int, list[str]]) -> set[int]:
+        """Return the process and all its descendants."""
         family, found = {self.process.pid}, -1
         while found != len(family):
             found = len(family)
             family |= {pid for pid, fields in stats.items() if int(fields[1]) in family}
-        used = sum(int(stats[pid][11]) + int(stats[pid][12]) for pid in family if pid in stats)
-        return used / _TICKS
+        return family
 
     def rss_bytes(self) -> int:
         """Return the memory that the process holds."""
@@ -85,8 +91,15 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def kill(self) -> None:
-        """kill -9, its children too: nothing is flushed, nothing is closed."""
+        """kill -9, its children too: nothing is flushed, nothing is closed.
+
+        Children may be in groups of their own, as PostgreSQL's are.
+        """
+        family = self._family(dict(_all_stats()))
         os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in family - {self.process.pid}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:

@@ -1,6 +1,7 @@
 """The same app made durable: one middleware, `@durable` on the route, `@step` on the work.
 
-BENCH_DIR is where the database goes; BENCH_MODE is "optimistic" or "strict".
+BENCH_DIR is where the database goes, unless BENCH_POSTGRES names a server; BENCH_MODE is
+"optimistic" or "strict".
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ async def ready(_: Request) -> Response:
     return PlainTextResponse("ready")
 
 
+SQLITE = f"sqlite:///{os.environ['BENCH_DIR']}/durable.db"
 app = Starlette(
     routes=[
         Route("/ready", ready),
@@ -75,7 +77,7 @@ app = Starlette(
     middleware=[
         Middleware(
             DurableMiddleware,
-            store=f"sqlite:///{os.environ['BENCH_DIR']}/durable.db",
+            store=os.environ.get("BENCH_POSTGRES", SQLITE),
             mode="strict" if os.environ.get("BENCH_MODE") == "strict" else "optimistic",
         )
     ],

@@ -2,8 +2,8 @@
 """The work on Absurd: tasks in PostgreSQL, a worker inside the web process, its Python SDK.
 
 BENCH_MODE "defaults" keeps the SDK's intervals, "tuned" polls every 5 ms and takes a killed
-worker's tasks over after 5 s. Concurrency is 100 in both, because
-the default is one task at a time.
+worker's tasks over after 5 s. Concurrency is 100 in both, because the default is one task at a
+time. BENCH_POSTGRES is the server's address.
 """
 
 from __future__ import annotations

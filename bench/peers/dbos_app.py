@@ -1,7 +1,8 @@
 # mypy: disable-error-code="import-not-found,untyped-decorator"
-"""The work on DBOS with SQLite: workflows, steps and streams as its documentation shows them.
+"""The work on DBOS: workflows, steps and streams as its documentation shows them.
 
-All settings are its defaults. BENCH_DIR is where the database goes.
+All settings are its defaults. BENCH_DIR is where the SQLite database goes, unless BENCH_POSTGRES
+names a server.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from starlette.routing import Route
 
 from bench.apps import work
 
+SQLITE = f"sqlite:///{os.environ['BENCH_DIR']}/dbos.sqlite"
 DBOS(
     config={
         "name": "bench",
-        "system_database_url": f"sqlite:///{os.environ['BENCH_DIR']}/dbos.sqlite",
+        "system_database_url": os.environ.get("BENCH_POSTGRES", SQLITE),
         "log_level": "WARNING",
     }
 )

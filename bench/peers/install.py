@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contenders import Contender, Jobs
+from bench import postgres
+from bench.contenders import POSTGRES_LAUNCH, Contender, Jobs
 from bench.peers import readback
 
 HERE = Path(__file__).resolve().parent
@@ -39,6 +40,27 @@ def _dbos(python: str) -> list[Contender]:
             "workflow, every step, the result; each stream item (rollback journal, FULL; defaults)",
             readback.dbos,
             python=python,
+        ),
+        *_dbos_postgres(python),
+    ]
+
+
+def _dbos_postgres(python: str) -> list[Contender]:
+    try:
+        env = {"BENCH_PG_BIN": str(postgres.programs())}
+    except FileNotFoundError as error:
+        print(f"DBOS on PostgreSQL is left out: {error}", file=sys.stderr)
+        return []
+    return [
+        Contender(
+            "dbos_pg",
+            "DBOS, PostgreSQL",
+            "bench.peers.dbos_app:app",
+            "workflow, every step, the result; each stream item: a transaction each (defaults)",
+            readback.dbos_postgres,
+            env,
+            python=python,
+            command=POSTGRES_LAUNCH,
         )
     ]
 
@@ -92,21 +114,19 @@ def _restate(python: str) -> list[Contender]:
 
 
 def _absurd(python: str) -> list[Contender]:
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        raise FileNotFoundError("no PostgreSQL server below /usr/lib/postgresql")
+    env = {"BENCH_PG_BIN": str(postgres.programs()), "BENCH_PG_FIRST": "absurdctl init -d {url}"}
     modes = {"defaults": "steps", "tuned": "steps,jobs"}  # by default a kill is noticed after 120 s
     return [
         Contender(
             "absurd" if mode == "defaults" else "absurd_tuned",
             f"Absurd, {mode}",
-            "bench.peers.absurd_launch",
+            "bench.peers.absurd_app:app",
             "task, every step, the result: a PostgreSQL transaction each (its defaults)",
-            readback.nothing,
-            {"BENCH_PG_BIN": str(programs[-1]), "BENCH_MODE": mode},
+            readback.absurd,
+            {**env, "BENCH_MODE": mode},
             workloads=frozenset(workloads.split(",")),
             python=python,
-            command=("-m", "{app}", "{port}"),
+            command=POSTGRES_LAUNCH,
         )
         for mode, workloads in modes.items()
     ]

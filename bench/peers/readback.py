@@ -6,20 +6,38 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from bench.readback import Expected, nothing, require
-
-__all__ = ["dbos", "langgraph", "nothing", "restate"]
+from bench import postgres
+from bench.readback import Expected, require
 
 
 def dbos(directory: Path, expected: Expected) -> dict[str, int]:
     """Count workflows and steps (or stream entries) in DBOS's own tables."""
+    runs_sql, whole_sql, table = _dbos_statements("", expected)
     with closing(sqlite3.connect(directory / "dbos.sqlite")) as db:
-        name = "steps_workflow" if expected.kind == "steps" else "chat_workflow"
-        sql = "select count(*) from workflow_status where status = 'SUCCESS' and name = ?"
-        runs = db.execute(sql, (name,)).fetchone()[0]
-        table = "operation_outputs" if expected.kind == "steps" else "streams"
-        sql = f"select 1 from {table} group by workflow_uuid having count(*) >= ?"
-        whole = len(db.execute(sql, (expected.size,)).fetchall())
+        runs = db.execute(runs_sql).fetchone()[0]
+        whole = db.execute(whole_sql).fetchone()[0]
+    return _dbos(runs, whole, table, expected)
+
+
+def dbos_postgres(directory: Path, expected: Expected) -> dict[str, int]:
+    """Count the same on PostgreSQL."""
+    *statements, table = _dbos_statements("dbos.", expected)
+    with postgres.running(directory) as url:
+        runs, whole = (int(postgres.ask(url, sql)[0][0]) for sql in statements)
+    return _dbos(runs, whole, table, expected)
+
+
+def _dbos_statements(schema: str, expected: Expected) -> tuple[str, str, str]:
+    name = "steps_workflow" if expected.kind == "steps" else "chat_workflow"
+    table = "operation_outputs" if expected.kind == "steps" else "streams"
+    runs = (f"select count(*) from {schema}workflow_status"
+            f" where status = 'SUCCESS' and name = '{name}'")  # fmt: skip
+    whole = (f"select count(*) from (select 1 from {schema}{table} group by workflow_uuid"
+             f" having count(*) >= {expected.size}) whole")  # fmt: skip
+    return runs, whole, table
+
+
+def _dbos(runs: int, whole: int, table: str, expected: Expected) -> dict[str, int]:
     slack = 32 if expected.kind == "chat" else 0  # a stream's workflow ends after its last token
     require(runs + slack, expected.answers, "successful workflows")
     require(whole, expected.answers, f"workflows with {expected.size} recorded {table}")
@@ -44,3 +62,16 @@ def restate(directory: Path, _: Expected) -> dict[str, int]:
     files = [path for path in (directory / "restate-data").rglob("*") if path.is_file()]
     require(len(files), 1, "files of the server's log")
     return {"bytes": sum(path.stat().st_size for path in files)}
+
+
+def absurd(directory: Path, expected: Expected) -> dict[str, int]:
+    """Count completed tasks and their checkpoints in Absurd's own tables."""
+    with postgres.running(directory) as url:
+        sql = "select count(*) from absurd.t_bench where state = 'completed'"
+        tasks = int(postgres.ask(url, sql)[0][0])
+        sql = ("select count(*) from (select 1 from absurd.c_bench group by task_id"
+               f" having count(*) >= {expected.size}) whole")  # fmt: skip
+        whole = int(postgres.ask(url, sql)[0][0])
+    require(tasks, expected.answers, "completed tasks")
+    require(whole, expected.answers, f"tasks with {expected.size} checkpoints")
+    return {"tasks": tasks, "whole": whole}

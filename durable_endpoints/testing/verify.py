@@ -6,8 +6,9 @@ In the end every transcript is compared with the run's log, read anew from its s
 the same bytes), I4 (dense offsets, the same for everybody), I7 (an id that was told resolves, a
 key makes one run), I8 (nothing lost before something kept), I15 (one end).
 
-With `--kill-pid-file` the process whose id is in that file is killed with SIGKILL at random
-moments. Whoever supervises it has to start it again and to write the new id.
+With `--serve COMMAND` the server is started here, killed with SIGKILL at random moments and started
+again. With `--kill-pid-file` the process whose id is in that file is killed; whoever supervises it
+has to start it again and to write the new id.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Final, TextIO
 import httpx
 
 from durable_endpoints.testing.reader import Reader, Request, pause
+from durable_endpoints.testing.serving import DoesNotServe, Served
 from durable_endpoints.testing.transcript import Transcript, Violation, compare
 
 EXIT_VIOLATED: Final = 1
@@ -49,6 +51,8 @@ class Plan:
     seed: int = 0
     kill_pid_file: Path | None = None
     kill_every_s: float = 3.0
+    serve: str | None = None  # the server's command line
+    seconds: float | None = None  # begin runs for so long, however many these are
 
 
 @dataclass
@@ -96,23 +100,36 @@ class Verifier:
         self._show = show
         self._chance = random.Random(f"verify/{plan.seed}")  # noqa: S311 - a seed replays it
         self._begun = 0
+        self._until_s = 0.0
+        self._served = Served(plan.serve, plan.url) if plan.serve else None
 
     async def verify(self) -> Findings:
         """Begin the runs, follow them, judge them."""
+        if self._served is None:
+            return await self._verify()
+        try:
+            await self._served.start()
+            return await self._verify()
+        except* DoesNotServe as failed:
+            self.findings.unreached = str(failed.exceptions[0])
+        finally:
+            self._served.stop()
+        return self.findings
+
+    async def _verify(self) -> Findings:
         plan = self._plan
+        self._until_s = asyncio.get_running_loop().time() + (plan.seconds or 0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(60, connect=10)
         async with httpx.AsyncClient(base_url=plan.url, limits=limits, timeout=timeout) as http:
             if not await self._is_durable(http):
                 return self.findings
-            killing = asyncio.create_task(self._kill())
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(plan.clients, plan.runs)):
-                        group.create_task(self._client(http))
-            finally:
+            async with asyncio.TaskGroup() as group:
+                killing = group.create_task(self._kill())
+                async with asyncio.TaskGroup() as clients:
+                    for _ in range(plan.clients):
+                        clients.create_task(self._client(http))
                 killing.cancel()
-                await asyncio.gather(killing, return_exceptions=True)
         return self.findings
 
     async def _is_durable(self, http: httpx.AsyncClient) -> bool:
@@ -133,16 +150,22 @@ class Verifier:
 
     async def _kill(self) -> None:
         plan = self._plan
-        while plan.kill_pid_file is not None:
+        while self._served is not None or plan.kill_pid_file is not None:
             await asyncio.sleep(plan.kill_every_s * self._chance.uniform(0.2, 1.8))
-            try:
-                os.kill(int(plan.kill_pid_file.read_text()), signal.SIGKILL)
+            if self._served is not None:
+                self._served.kill()
                 self.findings.kills += 1
-            except (ProcessLookupError, ValueError, FileNotFoundError):
-                continue  # between two lives
+                await self._served.start()
+            elif plan.kill_pid_file is not None:
+                try:
+                    os.kill(int(plan.kill_pid_file.read_text()), signal.SIGKILL)
+                    self.findings.kills += 1
+                except (ProcessLookupError, ValueError, FileNotFoundError):
+                    continue  # between two lives
 
     async def _client(self, http: httpx.AsyncClient) -> None:
-        while self._begun < self._plan.runs:
+        loop = asyncio.get_running_loop()
+        while loop.time() < self._until_s if self._plan.seconds else self._begun < self._plan.runs:
             number = self._begun
             self._begun += 1
             chance = random.Random(f"{self._plan.seed}/{number}")  # noqa: S311
@@ -155,10 +178,14 @@ class Verifier:
             if self._show is not None:
                 found = self.findings
                 self._show.write(
-                    f"{found.runs}/{self._plan.runs} runs, {found.events} events, "
+                    f"{found.runs}{self._of} runs, {found.events} events, "
                     f"{found.kills} kills, {len(found.violations)} violations\n"
                 )
                 self._show.flush()
+
+    @property
+    def _of(self) -> str:
+        return "" if self._plan.seconds else f"/{self._plan.runs}"
 
     async def _one_run(self, http: httpx.AsyncClient, chance: random.Random) -> None:
         """Begin a run with several readers, and compare what they saw."""
@@ -255,11 +282,15 @@ def _plan(arguments: list[str] | None) -> tuple[Plan, bool]:
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
     parser.add_argument("--prefix", default="/_durable", help="where the control routes are")
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seconds", type=float, help="begin runs for so long, not so many")
     parser.add_argument("--clients", type=int, default=8, help="runs at a time")
     parser.add_argument("--readers", type=int, default=3, help="readers of each run")
     parser.add_argument("--cut", type=float, default=0.1, help="chance to leave after an event")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one run")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument(
+        "--serve", metavar="COMMAND", help="start the server by this, kill it, start it again"
+    )
     parser.add_argument("--kill-pid-file", type=Path, help="kill the process that it names")
     parser.add_argument("--kill-every", type=float, default=3.0, help="seconds between kills")
     parser.add_argument("--quiet", action="store_true", help="print the findings only")
@@ -271,7 +302,7 @@ def _plan(arguments: list[str] | None) -> tuple[Plan, bool]:
     plan = Plan(
         given.url, Request(given.method, given.path, body, headers), given.prefix, given.runs,
         given.clients, given.readers, given.cut, given.timeout, given.seed, given.kill_pid_file,
-        given.kill_every,
+        given.kill_every, given.serve, given.seconds,
     )  # fmt: skip
     return plan, given.quiet
 

@@ -18,6 +18,7 @@ _ran = {"all": False}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--crash-kills", type=int, default=40, help="random kills (default 40)")
+    parser.addoption("--mutants", action="store_true", help="try some broken engines")
     parser.addoption("--crash-seed", type=int, default=None, help="seed of the random kills")
 
 

@@ -38,6 +38,10 @@ def point_lives(points: Sequence[str]) -> list[tuple[str, Life]]:
     """Return lives that end at named crash points, `name:n`."""
 
     def life(point: str) -> Life:
+        if point.startswith(("release.", "close.")):
+            return lambda server: server.life_to(
+                leaving=True, DURABLE_CRASH_AT=point, GRACE_S="0.3"
+            )
         return lambda server: server.life_to(DURABLE_CRASH_AT=point)
 
     return [(point, life(point)) for point in points]

@@ -74,11 +74,17 @@ class CrashServer(Server):
         await asyncio.gather(starting, return_exceptions=True)
         await self.gone(-signal.SIGKILL)
 
-    async def life_to(self, **env: str) -> bool:
-        """Start with an environment that is to kill it; False if it was still there in the end."""
+    async def life_to(self, *, leaving: bool = False, **env: str) -> bool:
+        """Start with an environment that is to kill it; False if it was still there in the end.
+
+        `leaving` sends SIGTERM once it is at work: it is to die while it drains.
+        """
         self.arm(**env)
         starting = asyncio.create_task(self.begin())
         await asyncio.gather(starting, return_exceptions=True)
+        if leaving:
+            await asyncio.sleep(0.5)
+            self.signal(signal.SIGTERM)
         try:
             code = await asyncio.to_thread(self.wait, REACH_S)
         except Exception as error:  # subprocess.TimeoutExpired: the point did not come up

@@ -3,88 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
-from starlette.routing import Route
 
 from durable_endpoints import (
-    DurableMiddleware,
-    Engine,
-    MemoryStore,
     SQLiteStore,
     StoreError,
+    current_run,
     durable,
+    effect,
     emit,
     random,
     step,
 )
-from durable_endpoints.errors import StoreFailed
-from durable_endpoints.records import Frame
-from durable_endpoints.testing import Decoder
+from durable_endpoints.engine.waking import Waking
+from durable_endpoints.errors import Diverged, StoreFailed
+from durable_endpoints.journal import Journal
+from durable_endpoints.limits import WINDOW_ENTRIES_MAX
+from durable_endpoints.records import Entry, Kind
+from tests.crash.held import HeldStore, one, run
 from tests.crash.process import CrashServer
 from tests.engine.worlds import World, play
-
-ODD_TEXTS = ("a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0cc", "a\x1cb\x1db\x1ec", "end\n", "")
-
-
-class HeldStore(MemoryStore):
-    """A store whose commits wait until they are let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open_gate = asyncio.Event()
-        self.waiting = asyncio.Event()
-
-    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
-        self.waiting.set()
-        await self.open_gate.wait()
-        return await super().append(batch)
-
-
-@step
-async def one(number: int) -> int:
-    return number
-
-
-@durable
-async def answer(request: Request) -> JSONResponse:
-    return JSONResponse({"made": [await one(n) for n in range(3)]})
-
-
-@durable
-async def stream(request: Request) -> StreamingResponse:
-    async def body() -> AsyncIterator[str]:
-        for number in range(3):
-            yield f"data: {await one(number)}\n\n"
-
-    return StreamingResponse(body(), media_type="text/event-stream")
-
-
-@durable
-async def odd(request: Request) -> StreamingResponse:
-    async def body() -> AsyncIterator[str]:
-        yield "data: first\n\n"
-        for text in ODD_TEXTS:
-            emit(text, event="odd")
-
-    return StreamingResponse(body(), media_type="text/event-stream")
-
-
-@durable
-async def text(request: Request) -> StreamingResponse:
-    async def body() -> AsyncIterator[str]:
-        for piece in ODD_TEXTS:
-            yield piece
-
-    return StreamingResponse(body(), media_type="text/plain")
 
 
 @durable
@@ -155,86 +98,77 @@ def test_i11_chance_is_the_same_at_every_attempt() -> None:
     assert 0 <= replayed(drawing) < 1
 
 
-def app_on(engine: Engine) -> Starlette:
-    endpoints = (answer, stream, odd, text)
-    routes = [Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints]
-    return Starlette(routes=routes, middleware=[Middleware(DurableMiddleware, engine=engine)])
+@pytest.mark.parametrize("leased", [True, False])
+def test_i3_no_effect_begins_once_the_lease_is_over(
+    leased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs out between the intent and the effect; the intent is durable."""
+    begun: list[str] = []
+
+    @effect
+    async def act() -> None:
+        begun.append(current_run().id)
+
+    @durable
+    async def acting() -> None:
+        await act()
+
+    async def work() -> None:
+        world = World()
+        await world.engine.open()
+        monkeypatch.setattr(Waking, "may_act", lambda _: leased)
+        started = await world.start(acting)
+        live = started._run
+        while live.fenced is None and not live.ended:
+            await live.progress()
+        assert begun == [started.id] * leased
+        assert [entry.kind for entry in await world.entries(started.id)][1] == Kind.INTENT
+        await world.engine.close()
+
+    run(work)
 
 
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 20))
+def test_i11_another_body_than_the_recorded_one_is_a_divergence() -> None:
+    """However the bytes are cut into pieces; what goes beyond the recorded ones is new."""
+    bodies = [Entry(seq, Kind.CHUNK, "", 0, 0, 0, b"", piece)
+              for seq, piece in enumerate((b"one", b"two"))]  # fmt: skip
+    same = Journal(bodies)
+    assert [same.match_body(piece) for piece in (b"o", b"net", b"wo three")] == [
+        b"",
+        b"",
+        b" three",
+    ]
+    with pytest.raises(Diverged, match="body event 2: recorded b'two'"):
+        Journal(bodies).match_body(b"onetwelve")
 
 
-def client(app: Starlette) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+def test_i14_the_window_of_what_is_not_durable_is_bounded() -> None:
+    """However long the disk takes, no more than so many steps run ahead of it."""
 
-
-@pytest.mark.parametrize("path", ["/answer", "/stream"])
-def test_i1_nothing_leaves_before_it_is_durable(path: str) -> None:
     async def work() -> None:
         store = HeldStore()
-        engine = Engine(store)
-        sent: list[dict[str, Any]] = []
+        world = World(store)
+        await world.engine.open()
+        ran: list[int] = []
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+        @durable
+        async def endless() -> int:
+            while len(ran) < 2 * WINDOW_ENTRIES_MAX:
+                ran.append(await one(len(ran)))
+            return len(ran)
 
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http", "method": "GET", "path": path, "raw_path": path.encode(),
-            "query_string": b"", "headers": [], "http_version": "1.1", "scheme": "http",
-            "client": ("127.0.0.1", 1), "server": ("test", 80), "root_path": "",
-            "asgi": {"version": "3.0"},
-        }  # fmt: skip
-        asking = asyncio.create_task(app_on(engine)(scope, receive, send))
+        beginning = asyncio.create_task(world.start(endless))
         await store.waiting.wait()
-        for _ in range(50):  # as far as it gets without the commit
-            await asyncio.sleep(0)
-        early, done = list(sent), asking.done()
+        log, before = world.engine.log, -1
+        while before < len(ran) or not log.full:  # until it stands still
+            before = len(ran)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert len(ran) <= WINDOW_ENTRIES_MAX
+        assert len(ran) > WINDOW_ENTRIES_MAX // 2
         store.open_gate.set()
-        assert not early
-        assert not done
-        await asking
-        assert sent[0]["status"] == 200
-        await engine.close()
-
-    run(work)
-
-
-def test_i4_every_reader_gets_the_same_ids() -> None:
-    async def work() -> None:
-        engine = Engine(MemoryStore())
-        async with client(app_on(engine)) as http:
-            first = await http.get("/stream")
-            await asyncio.sleep(0.01)
-            path = f"/_durable/runs/{first.headers['durable-run-id']}/stream"
-            again = await http.get(path, headers={"accept": "text/event-stream"})
-        assert first.text.count("id: ") == 3
-        assert again.text == first.text
-        await engine.close()
-
-    run(work)
-
-
-@pytest.mark.parametrize(("path", "event"), [("/odd", "odd"), ("/text", "message")])
-def test_only_line_ends_end_lines(path: str, event: str) -> None:
-    """U+2028, NEL, VT and FF are text, whatever `str.splitlines` takes them for."""
-
-    async def work() -> None:
-        engine = Engine(MemoryStore())
-        async with client(app_on(engine)) as http:
-            run_id = (await http.get(path)).headers["durable-run-id"]
-            stored = await http.get(
-                f"/_durable/runs/{run_id}/stream", headers={"accept": "text/event-stream"}
-            )
-        blocks = [block for block in Decoder().feed(stored.content) if block.event == event]
-        # An empty piece of a body is no event; an empty emitted one is.
-        wanted = ODD_TEXTS if event == "odd" else tuple(filter(None, ODD_TEXTS))
-        assert tuple(block.data for block in blocks) == wanted
-        await engine.close()
+        assert await (await beginning).result() == 2 * WINDOW_ENTRIES_MAX
+        await world.engine.close()
 
     run(work)
 

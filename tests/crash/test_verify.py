@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from durable_endpoints.testing.verify import EXIT_UNREACHED
@@ -18,11 +20,13 @@ from tests.support.server import ROOT, free_port
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
 
-def verify(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+def verify(url: str, *options: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "durable_endpoints.testing.verify", url, *options]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=150, cwd=ROOT
-    )
+        command, capture_output=True, text=True, check=False, timeout=150, cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
 
 
 @contextmanager
@@ -68,6 +72,35 @@ def test_a_server_that_is_killed_meanwhile(tmp_path: Path) -> None:
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 kills" not in done.stdout
+
+
+def test_a_server_that_it_starts_and_kills_itself(tmp_path: Path) -> None:
+    port = free_port()
+    serve = f"{sys.executable} -m uvicorn tests.apps.crashy:app --port {port} --log-level warning"
+    done = verify(
+        f"http://127.0.0.1:{port}", "--path", "/tokens/resume?n=40&ms=20", "--seconds", "6",
+        "--seed", "3", "--kill-every", "1", "--serve", serve, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 kills" not in done.stdout
+    assert "no violation" in done.stdout
+    with pytest.raises(httpx.ConnectError):  # it leaves no server behind
+        httpx.get(f"http://127.0.0.1:{port}/")
+
+
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    serve = f"{sys.executable} -c 'raise SystemExit(\"no such app\")'"
+    ended = verify(url, "--path", "/sse", "--serve", serve)
+    assert ended.returncode == EXIT_UNREACHED
+    assert "the server ended with 1: no such app" in ended.stdout
+    nothing = verify(url, "--path", "/sse", "--serve", "no-such-program")
+    assert nothing.returncode == EXIT_UNREACHED
+    assert "no-such-program" in nothing.stdout
+    with CrashServer(tmp_path) as server:
+        twice = verify(server.url, "--path", "/sse", "--serve", serve)
+    assert twice.returncode == EXIT_UNREACHED
+    assert "somebody else serves" in twice.stdout
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:

@@ -182,13 +182,13 @@ def named_points(place: Path, trials: int, seed: int, done: Done) -> list[str]:
         for name, group in GROUPS.items():
             report = asyncio.run(
                 kill_and_judge(
-                    place / f"{name}{over}", seed + over, point_lives(group), clients=24,
-                    endpoints=CUT_STREAMS if name == "interrupted" else ENDPOINTS,
+                    place / f"{name}{over}", seed + over, point_lives(group.points),
+                    clients=group.clients, endpoints=group.endpoints,
                 )
             )  # fmt: skip
             wrong += [str(found) for found in report.violations]
             wrong += [f"{point} did not come up" for point in report.missed]
-            over += len(group)
+            over += len(group.points)
             done(min(over, trials))
             if over >= trials:
                 break
@@ -287,7 +287,7 @@ ROWS: Final = (
         simulated, 900, 200_000),
     Row("F2", "any unsynced write lost, torn or reordered", "I1 I7 I8 I20",
         crash_states, 5_000, 200_000, why_no_apsw),
-    Row("F3", "kill -9 at each named point", "all", named_points, 54, 6_600),
+    Row("F3", "kill -9 at each named point", "all", named_points, 65, 6_600),
     Row("F3b", "kill -9 in the middle of signals, cancels, retries, deletes", "all",
         tests("tests/crash/test_crash_scripts.py"), 1, 50),
     Row("F4", "kill -9 at random under load", "all", lives(_random, clients=32), 40, 10_000),

@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--without", default="", help="kinds of work to leave out, by comma")
     parser.add_argument("--sabotage", default="", help="break the store: see disk.SABOTAGES")
+    parser.add_argument("--until-failure", action="store_true", help="stop at the first")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 
@@ -59,7 +60,8 @@ def many(options: argparse.Namespace, without: tuple[str, ...]) -> int:
     if seconds is None and options.schedules is None:
         seconds = 60.0
     first = options.first if options.first is not None else secrets.randbelow(1 << 31)
-    orders = Orders(first, options.schedules, seconds, options.jobs, options.sabotage, without)
+    orders = Orders(first, options.schedules, seconds, options.jobs, options.sabotage, without,
+                    options.until_failure)  # fmt: skip
     console = Console()
     columns = (
         BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[schedules]:,} schedules"),

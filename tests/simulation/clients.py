@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # A run that takes so many processes with it dies of it, and has only to be revived once.
 REVIVED = 7
 REVIVALS_MAX = 3
+OVER = ENDED - {"dead"}
 # Programs are drawn until one has what makes the entries that are sought.
 SEARCHES = 60
 MADE_BY = {
@@ -39,6 +40,7 @@ MADE_BY = {
     "fired": "sleep", "wait": "wait", "signal": "wait", "received": "wait", "intent": "effect",
     "attempt": "unsteady step", "spawn": "child", "undoable": "undoable step",
     "step_failed": "failing step", "step": "step", "emit": "told step",
+    "label": "label",
 }  # fmt: skip
 # What a client is told when it should come back.
 AGAIN = (Fenced, Overloaded, StoreError)
@@ -238,7 +240,10 @@ class Watcher(Client):
                 world.sometimes("a reader leaves and comes back")
                 return
         journal = world.disk.journals[run.id]
-        if len(journal.events) != len(self._events) or world.disk.status(run.id) not in ENDED:
+        # A dead run may be on its way to be revived: the process does not know that it is yet.
+        revived = journal.entries[-1].kind == Kind.RETRY and run.record.status == "dead"
+        ended = revived or world.disk.status(run.id) in ENDED
+        if len(journal.events) != len(self._events) or not ended:
             world.blame("I5", run.id, f"the end was told after {len(self._events)} events of "
                         f"{len(journal.events)}, status {world.disk.status(run.id)}")  # fmt: skip
         self.done = True
@@ -310,7 +315,11 @@ class Signaller(Client):
             await process.engine.signal(run, self._name, data, signal_id=signal_id)
         except (RunEnded, AlreadyAnswered) as error:
             world.sometimes(f"a signaller met {type(error).__name__}")
-            self.done = True
+            # Who begins a run may revive a dead one, which then waits for its signal again.
+            revivable = isinstance(error, RunEnded) and not starter.done
+            self.done = not revivable or world.disk.status(run.id) in OVER
+            if not self.done:
+                await asyncio.sleep(0.5)
             return
         if signal_id not in world.disk.journals[run.id].signals:
             world.blame("I16", run.id, f"{signal_id} was answered, and is not durable")

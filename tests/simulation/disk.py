@@ -65,7 +65,10 @@ class Disk:
             elif frame.status == "suspended":
                 self.world.sometimes("a run is suspended")
         for frame in written:
-            self._check_peeked(self.journals[frame.run_id])
+            journal = self.journals[frame.run_id]
+            self._check_peeked(journal)
+            if self.store._runs[frame.run_id].labels != journal.labels:
+                journal.blame("I8", "its row has other labels than its journal")
 
     def _check_peeked(self, journal: Journal) -> None:
         """What a step saw of another run in memory must be durable with it (I8)."""

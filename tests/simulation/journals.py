@@ -40,6 +40,8 @@ class Journal:
     idents: dict[str, str] = field(default_factory=dict)  # label -> ident
     streams: dict[str, Stream] = field(default_factory=dict)  # by key, while they are open
     intents: set[str] = field(default_factory=set)  # labels of effects
+    labelled: set[str] = field(default_factory=set)  # keys of the calls that put labels on the run
+    labels: str | None = None  # all that are on it
     attempts: Counter[str] = field(default_factory=Counter)  # failed ones, of labels
     due: dict[str, int] = field(default_factory=dict)  # key of a wait -> when, in ms
     waited: set[str] = field(default_factory=set)  # keys of waits that are over
@@ -170,6 +172,12 @@ class Journal:
             self.blame("I16", f"signal {signal_id} came in twice")
         self.signals[signal_id] = entry.seq
 
+    def _labelled(self, entry: Entry) -> None:
+        if entry.key in self.labelled:
+            self.blame("I2", f"the label {entry.key} was put twice")
+        self.labelled.add(entry.key)
+        self.labels = entry.payload.decode()
+
     def _undoable(self, entry: Entry) -> None:
         self.undoable.append(entry.key.partition(" ")[0])
 
@@ -217,6 +225,7 @@ _RULES: Final[dict[Kind, Callable[[Journal, Entry], None]]] = {
     Kind.RECEIVED: Journal._waited,
     Kind.SIGNAL: Journal._signal,
     Kind.UNDOABLE: Journal._undoable,
+    Kind.LABEL: Journal._labelled,
     Kind.CANCEL: Journal._cancel,
     Kind.RETRY: Journal._retry,
 }

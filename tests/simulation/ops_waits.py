@@ -107,6 +107,14 @@ async def _unsteady(at: Place) -> Any:
     return at.got(value)
 
 
+# --- labels
+
+
+@op("label", weight=2)
+async def _put_label(at: Place) -> Any:
+    durable.current_run().label(**{f"label{at.fixed.randrange(4)}": at.label})
+
+
 # --- compensations
 
 

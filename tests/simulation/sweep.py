@@ -34,6 +34,7 @@ class Orders:
     jobs: int = 1
     sabotage: str = ""
     without: tuple[str, ...] = ()
+    until_failure: bool = False  # the first broken promise ends it
 
 
 @dataclass
@@ -131,6 +132,7 @@ def sweep(orders: Orders, progress: Callable[[Tally, float], None]) -> Tally:
     with ProcessPoolExecutor(orders.jobs, mp_context=context) as pool:
         while True:
             late = orders.seconds is not None and time.monotonic() - began_s >= orders.seconds
+            late = late or (orders.until_failure and bool(total.failures))
             while not late and len(waiting) < 2 * orders.jobs and (seeds := next(chunks, None)):
                 waiting.add(pool.submit(lived, seeds, orders))
             if not waiting:

@@ -23,10 +23,6 @@ BOTH: Final = (SIMULATION, CRASH)
 
 SEEN: Final[dict[str, Counter[str]]] = {tier: Counter() for tier in BOTH}  # in this process
 
-# Points that stand for a process's end by other means, or that their own tests reach.
-_APART: Final = frozenset({"release.begin", "release.done", "close.begin", "close.done",
-                           "delete.begin", "delete.done"})  # fmt: skip
-
 # What an engine does after a crash, a pause or a wait, and who sees it happen.
 PATHS: Final[Mapping[str, tuple[str, ...]]] = {
     "a stream begins anew": BOTH,
@@ -67,8 +63,7 @@ def table() -> dict[str, tuple[str, ...]]:
     """Return every name, with the tiers that must meet it."""
     found = {at(point): (SIMULATION,) for point in (*weather.POINTS, *weather.kind_points())}
     for point in points.POINTS:
-        if point not in _APART:
-            found[at(point)] = (*found.get(at(point), ()), CRASH)
+        found[at(point)] = (*found.get(at(point), ()), CRASH)
     return found | dict(PATHS)
 
 

@@ -1,0 +1,223 @@
+"""What an open console costs the runs: `python -m bench.console --help`.
+
+One server under the load of 32 clients, with and without somebody who looks, in turns of some
+seconds. Whoever looks has every live page of the console open, asks for each as often as the page
+itself does, and follows a run's events; in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import statistics
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import machine, phases
+from bench.contenders import DURABLE
+from bench.load import BadAnswer, Samples, measure, post
+from bench.overhead import RESULTS, WORK
+from bench.readback import Expected
+from bench.server import Server
+from bench.stats import number, spread
+
+DIRECTORY = WORK / "run" / "console"
+COST_PCT_MAX = 2.0  # of the throughput
+_RUN: Final = "/_durable/console/runs/{run}"
+# The live pages, and every how many seconds each of them asks again.
+PAGES: Final = (
+    ("/_durable/", 2.0), ("/_durable/console/waiting", 2.0), ("/_durable/console/health", 5.0),
+    (_RUN, 2.0), (f"{_RUN}/head", 2.0),
+)  # fmt: skip
+_PARTIAL: Final = {"hx-request": "true", "hx-request-type": "partial"}
+Figure = dict[str, Any]
+
+
+class Looker:
+    """Somebody with the console open: threads of a process that is told when to look."""
+
+    def __init__(self, port: int, people: int) -> None:
+        self._port = port
+        self._looking = threading.Event()
+        self._lock = threading.Lock()
+        self._seen = 0
+        self._bytes = 0
+        self._wrong: list[str] = []
+        self._run = self._slow_run()
+        for _ in range(people):
+            for path, every in PAGES:
+                self._begin(self._poll, path.format(run=self._run), every)
+            self._begin(self._follow, f"{_RUN}/events.sse".format(run=self._run))
+
+    def _begin(self, work: Any, *args: Any) -> None:
+        threading.Thread(target=self._guarded, args=(work, *args), daemon=True).start()
+
+    def _guarded(self, work: Any, *args: Any) -> None:
+        try:
+            while True:
+                work(*args)
+        except (OSError, http.client.HTTPException, BadAnswer) as error:
+            self._wrong.append(f"{args[0]}: {error!r}")
+
+    def _slow_run(self) -> str:
+        """Begin a run that streams all the time; return its id. Nobody waits for its end."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        body = json.dumps({"tokens": 1_000_000, "pace_ms": 50})
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/chat", body=body, headers=headers)
+        run_id = str(connection.getresponse().headers["durable-run-id"])
+        connection.close()
+        return run_id
+
+    def _poll(self, path: str, every: float) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        while self._looking.wait():
+            began = time.monotonic()
+            connection.request("GET", path, headers=_PARTIAL)
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                raise BadAnswer(f"{response.status} {body[:200]!r}")
+            connection.close()  # servers close idle ones, and this one is idle for seconds
+            self._note(len(body))
+            time.sleep(max(0.0, every - (time.monotonic() - began)))
+
+    def _follow(self, path: str) -> None:
+        self._looking.wait()
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise BadAnswer(f"{response.status}")
+        while self._looking.is_set() and (data := response.read1(65536)):
+            self._note(len(data))
+        connection.close()
+
+    def _note(self, size: int) -> None:
+        with self._lock:
+            self._seen += 1
+            self._bytes += size
+
+    def serve(self, pipe: Connection) -> None:
+        """Look or look away, as the pipe says; tell what was seen."""
+        while True:
+            (self._looking.set if pipe.recv() else self._looking.clear)()
+            pipe.send((self._seen, self._bytes, self._wrong))
+
+
+def look(port: int, people: int, pipe: Connection) -> None:
+    """Be the process of whoever looks."""
+    Looker(port, people).serve(pipe)
+
+
+def turn(server: Server, seconds: float) -> tuple[Samples, Figure]:
+    """Measure for some seconds."""
+    request = post("/steps", json.dumps({"steps": phases.STEPS}).encode())
+    cpu = server.cpu_seconds()
+    samples = measure(
+        server.port, request, phases.check_steps, lanes=phases.CLIENTS, seconds=seconds
+    )
+    answers = len(samples.total)
+    return samples, {
+        "per_s": answers / samples.seconds,
+        "cpu_us_per_run": (server.cpu_seconds() - cpu) / answers * 1e6,
+    }
+
+
+def rounds(count: int, seconds: float, people: int, progress: Progress) -> Figure:
+    """Measure with nobody and with somebody in turns; read back in the end what was answered."""
+    task = progress.add_task("console", total=count)
+    all_samples, found = [], []
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with phases.serving(DURABLE, DIRECTORY) as server:
+        looking = context.Process(target=look, args=(server.port, people, theirs), daemon=True)
+        looking.start()
+
+        def told(is_to_look: bool) -> tuple[int, int]:
+            ours.send(is_to_look)
+            seen, size, wrong = ours.recv()
+            if wrong:
+                raise BadAnswer(f"the console: {wrong[0]}")
+            return seen, size
+
+        told(False)
+        all_samples.append(turn(server, seconds)[0])  # warms up
+        for one in range(count):
+            figures: Figure = {}
+            for is_open in (False, True) if one % 2 else (True, False):
+                before = told(is_open)
+                samples, figures["open" if is_open else "shut"] = turn(server, seconds)
+                all_samples.append(samples)
+                after = told(False)
+                if is_open:
+                    figures["answers_seen"] = after[0] - before[0]
+                    figures["bytes_seen"] = after[1] - before[1]
+            found.append(figures)
+            progress.advance(task)
+        looking.kill()
+        looking.join()
+    answers = sum(len(samples.total) for samples in all_samples)
+    run_ids = tuple(run for samples in all_samples for run in samples.run_ids)
+    kept = DURABLE.read_back(DIRECTORY, Expected("steps", answers, phases.STEPS, run_ids))
+    return {"rounds": found, "read_back": {"answers": answers, **kept}}
+
+
+def summarize(found: list[Figure]) -> Figure:
+    """Return what an open console takes, in per cent of the same round without it."""
+
+    def taken(figure: str, sign: int) -> dict[str, float]:
+        return spread([sign * 100 * (one["open"][figure] / one["shut"][figure] - 1)
+                       for one in found])  # fmt: skip
+
+    return {
+        "throughput_lost_pct": taken("per_s", -1),
+        "cpu_added_pct": taken("cpu_us_per_run", 1),
+        "answers_seen": statistics.median(one["answers_seen"] for one in found),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.console", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
+    parser.add_argument("--people", type=int, default=1, help="who look, with all pages each")
+    parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
+    parser.add_argument("--out", type=Path, default=RESULTS / "console.json")
+    options = parser.parse_args(arguments)
+    count, seconds = (2, 2.0) if options.quick else (options.rounds, options.seconds)
+    with Progress(console=Console(stderr=True)) as progress:
+        found = rounds(count, seconds, options.people, progress)
+    summary = summarize(found["rounds"])
+    result = {
+        "kind": "console", "machine": machine.describe(WORK),
+        "settings": {"rounds": count, "seconds": seconds, "people": options.people},
+        "summary": summary, **found,
+    }  # fmt: skip
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    show(summary, Console())
+
+
+def show(summary: Figure, console: Console) -> None:
+    """Print what was lost; a result above the limit is named."""
+    for what, figure in (("throughput lost", "throughput_lost_pct"),
+                         ("CPU added to a run", "cpu_added_pct")):  # fmt: skip
+        one = summary[figure]
+        console.print(f"{what:20} {number(one['median'])} % "
+                      f"({number(one['min'])} to {number(one['max'])})")  # fmt: skip
+    console.print(f"answers of the console in a turn: {number(summary['answers_seen'])}")
+    if summary["throughput_lost_pct"]["median"] > COST_PCT_MAX:
+        console.print(f"more than {COST_PCT_MAX:g} % of the throughput", style="bold red")
+
+
+if __name__ == "__main__":
+    main()
