@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ OTHERS = max(1, TRIALS // 7)
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 + 120 * TRIALS)]
 
 
-def test_every_point(tmp_path: Path, crash_seed: int) -> None:
-    report = asyncio.run(in_parts(tmp_path, crash_seed, TRIALS, processors(), others=OTHERS))
-    print(report)
+def test_every_point(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    seed = pytestconfig.getoption("--crash-seed") or secrets.randbelow(1_000_000)
+    report = asyncio.run(in_parts(tmp_path, seed, TRIALS, processors(), others=OTHERS))
+    print(f"seed {seed}: {report}")
     assert not report.violations, str(report)
     assert not report.missed, str(report)
