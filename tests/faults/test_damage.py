@@ -23,7 +23,7 @@ from durable_endpoints import Engine, SQLiteStore, StoreRefused
 from tests.crash.process import CrashServer
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
-FLIPS = 40  # of each kind; 5,000 by python -m tests.faults --release --rows F13
+FLIPS = 60
 PATHS = ("/json?n=5&ms=1", "/sse?n=5&ms=1", "/tokens/resume?n=5&ms=1", "/values?n=8&ms=1")
 PAGE = 4096
 NOTICED = {"500 run-damaged", "500 run-dead", "503 store-unavailable"}
