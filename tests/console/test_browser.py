@@ -124,6 +124,15 @@ def test_everything_by_keyboard(page: Page, client: httpx.Client) -> None:
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
 
 
+def test_keys_pressed_at_once_are_not_too_early(page: Page, client: httpx.Client) -> None:
+    page.add_init_script(
+        "addEventListener('load', () => {"
+        " window.taken = Boolean(document.querySelector('[data-row][data-htmx-powered]')); });"
+    )
+    page.goto(run_url(ended(client, "/ask")))
+    assert page.evaluate("window.taken")
+
+
 # --- one run
 
 
