@@ -239,7 +239,7 @@ class Call:
         replay = run.replay
         if replay is not None:
             replay.working += 1
-        life = self.scope.begin_work()
+        life = self.scope.begin_work(self.ident)
         token = SCOPE.set(self.scope.inside_step())
         acting = ACTING.set(spec.effect)
         named = KEY.set(key_of(run.id, self.ident, spec.name))

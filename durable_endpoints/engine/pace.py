@@ -16,6 +16,7 @@ from durable_endpoints.records import Kind
 
 if TYPE_CHECKING:
     from durable_endpoints.engine.run import LiveRun
+    from durable_endpoints.engine.scope import Scope
 
 # From a completion to what the handler does about it through gather, as_completed or a task
 # group are 2 to 4 turns.
@@ -31,10 +32,10 @@ def _wake(waiter: asyncio.Future[None], _: object) -> None:
 class Pace:
     """The turns of one going of a run's handler."""
 
-    __slots__ = ("_held_back", "_last", "_loop", "callers", "noted", "shared", "yielded_s")
+    __slots__ = ("_held_back", "_last", "_loop", "caller", "noted", "shared", "yielded_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
-        self.callers = 0  # tasks that have called a step
+        self.caller: Scope | None = None  # the one task that completions come to, if not shared
         self.shared = False  # whether steps of the run are at work side by side
         self.noted = False  # in the journal
         self.yielded_s = now_s  # when the handler last let others go on

@@ -24,10 +24,11 @@ class Scope:
     """One task of a run."""
 
     __slots__ = (
-        "_children", "_inside", "calls", "emits", "inert", "life", "loop", "path", "random", "run"
+        "_children", "_inside", "born", "calls", "counted", "emits", "inert", "life", "loop",
+        "parent", "path", "random", "run",
     )  # fmt: skip
 
-    def __init__(self, run: LiveRun, path: str = "") -> None:
+    def __init__(self, run: LiveRun, path: str = "", parent: Scope | None = None) -> None:
         self.run = run
         self.life = run.life
         self.path = path
@@ -35,6 +36,9 @@ class Scope:
         self.inert = False  # inside a step: what it calls belongs to it
         self.loop = run.log.loop
         self.random: Random | None = None
+        self.counted = False  # among the tasks that completions come to
+        self.parent = parent
+        self.born = 0 if parent is None else parent.calls  # how many it had made by then
         self._inside: Scope | None = None
         self._children: dict[str, int] | None = None
 
@@ -48,11 +52,29 @@ class Scope:
             raise asyncio.CancelledError("the run has failed, and is being undone")
         number = self.calls
         self.calls = number + 1
-        if not number:
-            self.run.pace.callers += 1
-            if self.run.pace.callers > 1:
-                self.run.pace.share(self.run)
+        if not self.counted:
+            self._count()
         return f"{self.path}{number}"
+
+    def _count(self) -> None:
+        """Note that completions come to this task, too: alone, if it goes on for another one."""
+        pace = self.run.pace
+        self.counted = True
+        if pace.caller is None:
+            pace.caller = self
+        elif not pace.shared and not self.life.working and self._goes_on_for(pace.caller):
+            pace.caller.counted, pace.caller = False, self
+        else:
+            pace.share(self.run)
+
+    def _goes_on_for(self, before: Scope) -> bool:
+        """Say whether a task has called nothing since it began this one, or one that led to it."""
+        scope = self
+        while scope.parent is not None:
+            if scope.parent is before:
+                return scope.born == before.calls
+            scope = scope.parent
+        return False
 
     def next_emit(self) -> str:
         """Return the identity of the next event beside the response."""
@@ -61,14 +83,30 @@ class Scope:
         self.emits += 1
         return f"{self.path}e{self.emits}"
 
-    def begin_work(self) -> Life:
+    def begin_work(self, ident: str) -> Life:
         """Note that a step of this task is at work; who is done takes one off `working`."""
         life = self.life
         life.working += 1
-        # A call may run in another task than it was made in.
-        if life.working > 1 or SCOPE.get() is not self:
+        runner = SCOPE.get()
+        if life.working > 1:
             self.run.pace.share(self.run)
+        elif runner is not self:
+            self._hand_over(runner, ident)
         return life
+
+    def _hand_over(self, runner: Scope | None, ident: str) -> None:
+        """Note that a call runs in another task than it was made in, as a response's stream does.
+
+        As long as its maker calls nothing more, completions still come to one task alone.
+        """
+        pace = self.run.pace
+        last = ident == f"{self.path}{self.calls - 1}"
+        if runner is pace.caller and last and not pace.shared:
+            return
+        if pace.caller is self and last and runner is not None and not pace.shared:
+            self.counted, runner.counted, pace.caller = False, True, runner
+        else:
+            pace.share(self.run)
 
     def check_life(self) -> None:
         """Raise Fenced in what is left of a handler that has been begun anew."""
@@ -81,7 +119,7 @@ class Scope:
             self._children = {}
         number = self._children.get(name, 0)
         self._children[name] = number + 1
-        scope = Scope(self.run, f"{self.path}{name}.{number}/")
+        scope = Scope(self.run, f"{self.path}{name}.{number}/", self)
         scope.inert = self.inert
         return scope
 

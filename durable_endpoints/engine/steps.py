@@ -143,7 +143,7 @@ async def run_step(
     replay = run.replay
     if replay is not None:
         replay.working += 1
-    life = scope.begin_work()
+    life = scope.begin_work(ident)
     monotonic_s = run.log.clock.monotonic_s
     began_s = monotonic_s()
     token = SCOPE.set(scope.inside_step())

@@ -121,7 +121,7 @@ async def _live(
     began_s = run.log.clock.monotonic_s()
     last = False
     await attempts.begin()
-    scope.begin_work()
+    scope.begin_work(key.decode().partition(" ")[0])
     try:
         while True:
             token = SCOPE.set(inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from durable_endpoints import (
     approval,
     durable,
     sleep,
+    step,
     wait_for_signal,
 )
 from durable_endpoints.engine.functions import Run, begin_call
 from durable_endpoints.engine.waiting import ApprovalRequest
 from durable_endpoints.errors import Overloaded
 from durable_endpoints.ids import new_run_id
+from durable_endpoints.records import Kind
 from durable_endpoints.stores.open import open_store
 from durable_endpoints.stores.protocol import WaitQuery
 from tests.engine.test_waits import until_status
@@ -322,5 +325,61 @@ def test_runs_leave_memory_however_busy_the_log_is() -> None:
 
         await asyncio.gather(*(keep_busy() for _ in range(8)))
         assert most < 60
+
+    play(scenario)
+
+
+@step
+async def told(number: int) -> int:
+    return number
+
+
+@step
+async def words() -> AsyncIterator[str]:
+    for word in ("a", "b", "c"):
+        yield word
+
+
+async def _gathered(items: AsyncIterator[str]) -> list[str]:
+    return [item async for item in items]
+
+
+@durable
+async def streamed_by_another_task() -> list[str]:
+    """As a response does: the endpoint makes the stream, a task of the framework runs it."""
+    await told(1)
+    return await asyncio.create_task(_gathered(words()))
+
+
+@durable
+async def handed_on() -> int:
+    async def body() -> int:
+        return await told(2) + await told(3)
+
+    return await told(1) + await asyncio.create_task(body())
+
+
+@durable
+async def goes_on_beside() -> list[Any]:
+    stream = asyncio.create_task(_gathered(words()))
+    return [await told(1), await stream]
+
+
+@durable
+async def goes_on_after() -> list[Any]:
+    return [await asyncio.create_task(_gathered(words())), await told(1)]
+
+
+@pytest.mark.parametrize(
+    ("handler", "apart"),
+    [(streamed_by_another_task, False), (handed_on, False), (goes_on_beside, True),
+     (goes_on_after, True)],
+)  # fmt: skip
+def test_completions_keep_apart_only_where_two_tasks_get_them(handler: Any, apart: bool) -> None:
+    async def scenario(one: World) -> None:
+        run = await one.start(handler)
+        await run.result()
+        kinds = {entry.kind for entry in await one.entries(run.id)}
+        assert (Kind.SHARED in kinds) is apart
 
     play(scenario)

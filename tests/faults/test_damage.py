@@ -55,7 +55,7 @@ def make_base(directory: Path) -> Base:
     server.start()
     interrupted: set[str] = set()
     threads = [threading.Thread(target=_interrupted, args=(server.url + path, interrupted))
-               for path in ("/json?ms=100", "/sse?ms=100", "/tokens/resume?ms=100")]  # fmt: skip
+               for path in ("/json?ms=25", "/sse?ms=25", "/tokens/resume?ms=25")]  # fmt: skip
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 20
