@@ -19,6 +19,8 @@ TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
 
 # Nothing more will be appended by itself: observers are told the end.
 ENDED: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled", "dead"})
+# Whoever retries a run lets it go on from here.
+REVIVABLE: Final[frozenset[Status]] = frozenset({"dead", "diverged"})
 # Somebody, or something, is still to come: what there is an index of in every store.
 UNFINISHED: Final[tuple[Status, ...]] = ("running", "suspended", "dead", "diverged")
 # The journal holds a terminal entry (I15).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from durable_endpoints.console.auth import Refused
-from durable_endpoints.states import ENDED
+from durable_endpoints.states import ENDED, REVIVABLE
 
 if TYPE_CHECKING:
     from durable_endpoints.engine.engine import Engine
@@ -126,7 +126,7 @@ ACTIONS: Final = (
         "retry", "Let it go on",
         "The failure that it stopped at is void; everything else that is recorded stays and is "
         "not done again.",
-        lambda record: record.status in ("dead", "diverged"), _retry, "The run goes on.",
+        lambda record: record.status in REVIVABLE, _retry, "The run goes on.",
     ),
     Action(
         "cancel", "Cancel",

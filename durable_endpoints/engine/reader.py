@@ -104,13 +104,31 @@ async def stored_events(store: Store, run: LiveRun, offset: int) -> list[Event]:
 
 
 async def event_at(store: Store, run: LiveRun, offset: int) -> Event | None:
-    """Return one durable event."""
-    if not 0 <= offset < run.durable_offset:
+    """Return one durable event; None if there is none at this offset.
+
+    Raises: Fenced if it is durable by another process's work.
+    """
+    if offset < 0 or (offset >= run.durable_offset and not await _is_behind(store, run, offset)):
         return None
     events = run.recent_from(offset)
     if events is None:
         events = await stored_events(store, run, offset)
     return events[0] if events else None
+
+
+async def _is_behind(store: Store, run: LiveRun, offset: int) -> bool:
+    """Wait for an event that the store has, if it has it, and this process does not know yet.
+
+    Until the answer to a commit has come, another node may show what is durable by it.
+    """
+    record = await store.get(run.id)
+    if record is None or record.events <= offset:
+        return offset < run.durable_offset
+    while offset >= run.durable_offset:
+        if run.gone is not None or run.ended:
+            raise Fenced(run.gone or "the run goes on elsewhere")
+        await run.progress()
+    return True
 
 
 async def read_journal(store: Store, run_id: str, *, seq: int = 0) -> list[Entry]:

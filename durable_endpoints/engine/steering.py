@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -15,7 +15,7 @@ from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Fenced
 from durable_endpoints.records import EVENT_KINDS, TERMINAL_KINDS, Kind
 from durable_endpoints.standing import failures_of
-from durable_endpoints.states import TERMINAL
+from durable_endpoints.states import REVIVABLE, TERMINAL
 
 if TYPE_CHECKING:
     from durable_endpoints.engine.engine import Engine
@@ -43,10 +43,10 @@ async def cancel(engine: Engine, run: LiveRun, by: str | None) -> None:
 
 async def _cancel_live(run: LiveRun, by: str | None) -> None:
     await asyncio.sleep(0)  # a task that has not begun would end without a word
-    while _is_unread(run):  # noqa: ASYNC110 - nobody tells
-        await asyncio.sleep(0.005)  # its journal is being read
-    if run.told == 3:
-        raise Fenced("it is being parked as dead")
+    if not (run.caught_up or run.replay or run.over):
+        raise Fenced("its journal is being read")
+    if run.told == 3 or run.record.status in REVIVABLE:
+        raise Fenced("it is being parked as dead, or was, and somebody takes it up again")
     if not run.cancelling and not run.over:
         run.append(Kind.CANCEL, args=_said_by(by))
         run.cancelling = True
@@ -64,24 +64,32 @@ async def _cancel_parked(engine: Engine, run: LiveRun, by: str | None) -> bool:
             return True
         record = await engine.store.get(run.id)
         return record is None or record.status in TERMINAL
-    parked = claimed[0]
-    diverged = parked.record.status == "diverged"
-    entries = await read_journal(engine.store, run.id)
-    unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
-    restore(parked, entries)
-    if not any(entry.kind == Kind.CANCEL for entry in entries):
-        parked.append(Kind.CANCEL, args=_said_by(by))
-    parked.cancelling = True
-    if unwind and engine.waking.drive is not None and not diverged:
-        await _revive(engine, parked)
-        engine.waking.drive(parked)
-        return True
-    try:
+    with _held(engine, claimed[0]) as parked:
+        diverged = parked.record.status == "diverged"
+        entries = await read_journal(engine.store, run.id)
+        unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
+        restore(parked, entries)
+        if not any(entry.kind == Kind.CANCEL for entry in entries):
+            parked.append(Kind.CANCEL, args=_said_by(by))
+        parked.cancelling = True
+        if unwind and engine.waking.drive is not None and not diverged:
+            await _revive(parked)
+            engine.waking.drive(parked)
+            return True
         parked.waits.close()
         await parked.durable(parked.end(Kind.CANCELLED, "cancelled", None))
-    finally:
-        engine.forget(parked)
+    engine.forget(parked)
     return True
+
+
+@contextmanager
+def _held(engine: Engine, run: LiveRun) -> Iterator[LiveRun]:
+    """Let go of a run if something goes wrong before it is driven on, or ended."""
+    try:
+        yield run
+    except BaseException:
+        engine.forget(run)
+        raise
 
 
 def _said_by(by: str | None) -> bytes:
@@ -96,7 +104,7 @@ async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:
     Raises: Overloaded while another run of its concurrency key is at work.
     """
     record = await engine.store.get(run.id)
-    if record is None or record.status not in ("dead", "diverged"):
+    if record is None or record.status not in REVIVABLE:
         return False
     await engine.conflicts.check_free(record)
     while run.id in engine.runs:  # noqa: ASYNC110 - who drove it is just letting go
@@ -104,12 +112,12 @@ async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:
     claimed = await engine.claim([run.id], dead=True)
     if not claimed:
         return False
-    parked = claimed[0]
-    entries = await read_journal(engine.store, run.id)
-    restore(parked, entries)
-    keys = failures_of(entries)
-    parked.append(Kind.RETRY, b"", orjson.dumps(keys), args=_said_by(by))
-    await _revive(engine, parked)
+    with _held(engine, claimed[0]) as parked:
+        entries = await read_journal(engine.store, run.id)
+        restore(parked, entries)
+        keys = failures_of(entries)
+        parked.append(Kind.RETRY, b"", orjson.dumps(keys), args=_said_by(by))
+        await _revive(parked)
     if engine.waking.drive is not None:
         engine.waking.drive(parked)
     else:
@@ -117,21 +125,13 @@ async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:
     return True
 
 
-async def _revive(engine: Engine, run: LiveRun) -> None:
+async def _revive(run: LiveRun) -> None:
     """Have a parked run go on as of what was appended; returns when that is durable.
 
     Raises: Fenced if another node was faster, with this run or with another one of its key.
     """
     run.revive()
-    try:
-        await run.durable(run.seq - 1)
-    except Fenced:
-        engine.forget(run)
-        raise
-
-
-def _is_unread(run: LiveRun) -> bool:
-    return not (run.caught_up or run.replay or run.gone or run.ended or run.over)
+    await run.durable(run.seq - 1)
 
 
 async def fork(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
+
+import orjson
 
 from durable_endpoints.codec import dumps
 from durable_endpoints.engine.pace import Ticket
@@ -14,6 +18,7 @@ from durable_endpoints.limits import SIGNAL_BYTES_MAX
 from durable_endpoints.records import Kind
 
 LISTED: Final = frozenset({"signal", "approval", "decision"})  # kinds that others look for
+_SHOWN_MAX: Final = 20
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +37,20 @@ class Wait:
     early: bool = False  # opened before the handler waits for it: it keeps no turn
     future: asyncio.Future[tuple[Kind, bytes]] = field(init=False)
     ticket: Ticket | None = None
+
+    @property
+    def shown(self) -> dict[str, str | None]:
+        """What people see of it."""
+        until = None
+        if self.until_ms is not None:
+            at = datetime.fromtimestamp(self.until_ms / 1000, UTC)
+            until = at.isoformat(timespec="seconds")
+        return {"kind": self.kind, "name": self.name, "until": until}
+
+
+def shown(waits: Iterable[Wait]) -> str:
+    """Return what people see of a run's waits, as JSON; of many, the first."""
+    return orjson.dumps([wait.shown for wait in islice(waits, _SHOWN_MAX)]).decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from durable_endpoints.engine.wait import LISTED, Receipt, Signal, Wait
+from durable_endpoints.engine.wait import LISTED, Receipt, Signal, Wait, shown
 from durable_endpoints.errors import AlreadyAnswered, Overloaded, SignalRefused
 from durable_endpoints.limits import (
     CHILD_RECHECK_S,
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from durable_endpoints.engine.run import LiveRun
 
 CHILD_RECHECK_MS: Final = int(CHILD_RECHECK_S * 1000)
-_SHOWN_MAX: Final = 20
 _REPLAYING_S: Final = 0.05
 # A wait shorter than this is not worth leaving memory for.
 _WORTH_MS: Final = 10
@@ -313,19 +311,27 @@ class Waits:
     def _consider(self) -> None:
         """Look, after the grace, whether the run does nothing but wait."""
         if self._grace is None and not self._closed:
-            grace_s = self._run.log.host.suspend_grace_s
-            self._grace = self._run.log.loop.call_later(grace_s, self._check_idle, self._run.seq)
+            self._look_later(0.0)
 
-    def _check_idle(self, seq: int) -> None:
+    def _look_later(self, at_least_s: float) -> None:
+        run = self._run
+        # Until a run that was interrupted has left, or got further, each end of a process counts
+        # as one of its own (I17): it has no grace.
+        hurried = run.record.attempts > 0
+        grace_s = 0.0 if hurried else run.log.host.suspend_grace_s
+        self._grace = run.log.loop.call_later(
+            max(grace_s, at_least_s), self._check_idle, run.seq, hurried
+        )
+
+    def _check_idle(self, seq: int, hurried: bool) -> None:
         self._grace = None
         run = self._run
         if not self.open or run.fenced is not None or run.over:
             return
         busy = run.life.working or run.replay is not None or run.cancelling or run.seq != seq
-        if busy or run.durable_seq < run.seq - 1 or run.log.host.holds(run):
-            self._grace = run.log.loop.call_later(
-                max(run.log.host.suspend_grace_s, 0.02), self._check_idle, run.seq
-            )
+        busy = busy or run.durable_seq < run.seq - 1 or run.log.host.holds(run)
+        if busy or (hurried and not run.record.attempts):
+            self._look_later(0.02)
             return
         dues = [wait.until_ms for wait in self.open.values() if wait.until_ms is not None]
         dues += [CHILD_RECHECK_MS + run.log.clock.due_ms()] if self._needs_recheck() else []
@@ -333,9 +339,9 @@ class Waits:
         self._wake_at_ms = min(dues, default=None)
         soon_ms = run.log.clock.due_ms() + _WORTH_MS
         if self._wake_at_ms is not None and self._wake_at_ms < soon_ms:
-            self._grace = run.log.loop.call_later(_WORTH_MS / 1000, self._check_idle, run.seq)
+            self._look_later(_WORTH_MS / 1000)
             return
-        self._waiting = orjson.dumps([_shown(w) for w in self.open.values()][:_SHOWN_MAX]).decode()
+        self._waiting = shown(self.open.values())
         run.suspend()
         self._let_tasks_go()
 
@@ -346,7 +352,7 @@ class Waits:
         """Have the run begin anew at a time, over its journal, whatever it is doing."""
         self._wake_at_ms = until_ms
         wait = Wait("", b"", "retry", name, until_ms)
-        self._waiting = orjson.dumps([_shown(wait)]).decode()
+        self._waiting = shown([wait])
         self._run.suspend()
         self._let_tasks_go()
 
@@ -391,10 +397,3 @@ class Waits:
             if handle is not None:
                 handle.cancel()
         self._let_tasks_go()
-
-
-def _shown(wait: Wait) -> dict[str, Any]:
-    until = None
-    if wait.until_ms is not None:
-        until = datetime.fromtimestamp(wait.until_ms / 1000, UTC).isoformat(timespec="seconds")
-    return {"kind": wait.kind, "name": wait.name, "until": until}

@@ -20,7 +20,7 @@ from durable_endpoints import limits
 from durable_endpoints.clock import Clock, SystemClock
 from durable_endpoints.errors import Overloaded, StoreAway, StoreError, StoreRefused
 from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
-from durable_endpoints.states import TERMINAL
+from durable_endpoints.states import REVIVABLE, TERMINAL
 from durable_endpoints.stores.edge_file import EdgeFile
 from durable_endpoints.stores.edge_nodes import EdgeNodes
 from durable_endpoints.stores.edge_ship import Shipper
@@ -200,7 +200,7 @@ class EdgeStore:
         await self.centre.rouse(run_ids)
         for run_id in run_ids if dead else ():
             run = await self.centre.get(run_id)
-            if run is not None and run.status in ("dead", "diverged"):
+            if run is not None and run.status in REVIVABLE:
                 raise Overloaded(
                     f"the run is {run.status}, and at the centre: ask a central node to do this"
                 )

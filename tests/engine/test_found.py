@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,24 @@ import pytest
 
 from durable_endpoints import (
     AlreadyAnswered,
+    Retry,
     approval,
     durable,
+    emit,
     sleep,
     step,
     wait_for_signal,
 )
+from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.functions import Run, begin_call
+from durable_endpoints.engine.reader import event_at, read_journal
 from durable_endpoints.engine.waiting import ApprovalRequest
-from durable_endpoints.errors import Overloaded
+from durable_endpoints.errors import Overloaded, StoreError
 from durable_endpoints.ids import new_run_id
-from durable_endpoints.records import Kind
+from durable_endpoints.records import Entry, Frame, Kind
+from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.open import open_store
-from durable_endpoints.stores.protocol import WaitQuery
+from durable_endpoints.stores.protocol import Store, WaitQuery
 from tests.engine.test_waits import until_status
 from tests.engine.worlds import PATIENCE_S, World, play, world
 
@@ -325,6 +331,130 @@ def test_runs_leave_memory_however_busy_the_log_is() -> None:
 
         await asyncio.gather(*(keep_busy() for _ in range(8)))
         assert most < 60
+
+    play(scenario)
+
+
+def test_a_run_that_only_waits_dies_of_nobody_elses_crashes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processes that end before the grace of its waits is over are no fault of theirs."""
+    monkeypatch.setattr("tests.engine.worlds.Engine", partial(Engine, suspend_grace_s=3600))
+
+    async def scenario(one: World) -> None:
+        run = await one.start(asked_once)
+        await one.idle()
+        await one.crash()
+        await one.boot()
+        await until_status(one, run.id, "suspended")
+
+    play(scenario)
+
+
+class SlowToAnswer(MemoryStore):
+    """What is appended is there; that it is, is told only when `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def append(self, frames: Sequence[Frame]) -> frozenset[str]:
+        fenced = await super().append(frames)
+        await self.go_on.wait()
+        return fenced
+
+
+def test_a_cursor_of_what_another_node_showed_is_waited_for() -> None:
+    """Others read a commit in the store before the one who made it has its answer."""
+
+    @durable
+    async def tells() -> None:
+        emit("one")
+        await wait_for_signal("more")
+        emit("two")
+        await wait_for_signal("more")
+
+    store = SlowToAnswer()
+
+    async def main() -> None:
+        async with world(store) as one:
+            run = (await one.start(tells))._run
+            await one.idle()
+            assert await event_at(store, run, 1) is None
+            store.go_on.clear()
+            signalling = asyncio.create_task(one.engine.signal(run, "more"))
+            async with asyncio.timeout(PATIENCE_S):
+                while (await store.get(run.id)).events < 2:  # type: ignore[union-attr]
+                    await asyncio.sleep(0.001)
+            asked = asyncio.create_task(event_at(store, run, 1))
+            assert (await asyncio.wait({asked}, timeout=0.05))[1]
+            store.go_on.set()
+            event = await asked
+            assert event is not None
+            assert event.payload == b"data: two\n\n"
+            await signalling
+            assert await event_at(store, run, 2) is None
+
+    asyncio.run(main())
+
+
+@step(retry=Retry(attempts=2, initial=0.001))
+async def breaks() -> None:
+    raise ConnectionError("not today")
+
+
+@durable
+async def gives_up() -> None:
+    await breaks()
+
+
+def test_a_cancel_while_a_dead_run_is_being_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(store: Store, run_id: str) -> list[Entry]:
+        reading.set()
+        await go_on.wait()
+        return await read_journal(store, run_id)
+
+    async def scenario(one: World) -> None:
+        dead = await one.ended((await one.start(gives_up)).id)
+        assert dead.status == "dead"
+        monkeypatch.setattr("durable_endpoints.engine.steering.read_journal", slowly)
+        retrying = asyncio.create_task(dead.retry())
+        await reading.wait()
+        cancelling = asyncio.create_task((await one.run_of(dead.id)).cancel())
+        for _ in range(10):
+            await asyncio.sleep(0.002)
+        go_on.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(retrying, cancelling)
+            while (await one.store.get(dead.id)).status != "cancelled":  # type: ignore[union-attr]
+                await asyncio.sleep(0.002)
+        kinds = [entry.kind for entry in await one.entries(dead.id)]
+        assert kinds[-1] == Kind.CANCELLED
+        assert kinds.index(Kind.RETRY) < kinds.index(Kind.CANCEL)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("deed", ["retry", "cancel"])
+def test_what_goes_wrong_with_a_dead_run_goes_right_next_time(
+    deed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(store: Store, run_id: str) -> list[Entry]:
+        raise StoreError("no answer; try again")
+
+    async def scenario(one: World) -> None:
+        dead = await one.ended((await one.start(gives_up)).id)
+        with monkeypatch.context() as patch:
+            patch.setattr("durable_endpoints.engine.steering.read_journal", fails)
+            with pytest.raises(StoreError):
+                await getattr(dead, deed)()
+        async with asyncio.timeout(PATIENCE_S):
+            await getattr(await one.run_of(dead.id), deed)()
+            ended = await one.ended(dead.id)
+        assert ended.status == ("cancelled" if deed == "cancel" else "dead")
 
     play(scenario)
 
