@@ -1,7 +1,7 @@
-"""How many runs there are of each status, kept up to date from the store's lists alone.
+"""How many runs there are of each status, kept up to date from the store alone.
 
 Unfinished runs are counted as they are now. Ended ones are counted as they ended, over the last
-24 hours; only what is new since the last look is read again.
+24 hours; only what is new since the last look is counted again, and the store does the counting.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from durable_endpoints.console.search import floor_id
 from durable_endpoints.limits import LIST_ROWS_MAX
-from durable_endpoints.records import RunRecord, Status
+from durable_endpoints.records import Status
 from durable_endpoints.states import TERMINAL, UNFINISHED
-from durable_endpoints.stores.protocol import Query
+from durable_endpoints.stores.protocol import Begun, Query
 
 if TYPE_CHECKING:
     from durable_endpoints.engine.engine import Engine
@@ -25,9 +26,9 @@ logger = logging.getLogger("durable_endpoints")
 DAY_MS: Final = 86_400_000
 MINUTE_MS: Final = 60_000
 MINUTES: Final = 60
-# Rows read at most by the first look back; more would keep the store's readers busy.
+# Rows counted at most in one look back; more would keep the store's readers busy.
 BACKLOG_ROWS_MAX: Final = 20_000
-# Ids are dealt a moment before their runs are durable: the last seconds are read again.
+# Ids are dealt a moment before their runs are durable: the last seconds are counted again.
 _OVERLAP_MS: Final = 2_000
 _INTERVAL_MS: Final = 1_000
 # A look that takes long is followed by a longer pause: counting must not slow what it counts.
@@ -49,8 +50,8 @@ class Tally:
         self._engine = engine
         self._store = engine.store
         self._clock = engine.clock
-        self._minutes: dict[int, Counter[str]] = {}
-        self._counted: set[str] = set()
+        self._minutes: dict[int, Counter[str]] = {}  # of runs up to `_since`
+        self._fresh: dict[int, Counter[str]] = {}  # of those after it
         self._followed: dict[str, int] = {}  # unfinished when seen: id -> minute
         self._since = ""
         self._next_ms = 0
@@ -58,7 +59,8 @@ class Tally:
 
     def day(self, status: Status) -> int:
         """Return how many runs of the last 24 hours ended so."""
-        return sum(counts[status] for counts in self._minutes.values())
+        parts = (*self._minutes.values(), *self._fresh.values())
+        return sum(counts[status] for counts in parts)
 
     def count(self, status: Status) -> int:
         """Return the runs of a status: now, or of the last 24 hours if it is an end."""
@@ -73,7 +75,10 @@ class Tally:
         """Return how many runs began ("began") or ended so, in each of the last minutes."""
         last = self._clock.now_ms() // MINUTE_MS
         empty: Counter[str] = Counter()
-        return [self._minutes.get(m, empty)[what] for m in range(last - minutes + 1, last + 1)]
+        return [
+            self._minutes.get(m, empty)[what] + self._fresh.get(m, empty)[what]
+            for m in range(last - minutes + 1, last + 1)
+        ]
 
     async def look(self, patience_s: float = 0.05) -> None:
         """Bring the counts up to date; after a short wait that goes on behind."""
@@ -98,43 +103,28 @@ class Tally:
             self.now[status] = len(rows)
             unfinished.update(row.run_id for row in rows)
             complete = complete and len(rows) < LIST_ROWS_MAX
-        await self._read_new(now_ms)
+        await self._count_new(now_ms)
         await self._follow(unfinished if complete else None)
         self._forget(now_ms)
         took_ms = self._clock.now_ms() - now_ms
         self._next_ms = max(self._next_ms, now_ms + _PAUSE_FACTOR * took_ms)
 
-    async def _read_new(self, now_ms: int) -> None:
+    async def _count_new(self, now_ms: int) -> None:
         since = max(self._since, floor_id(now_ms - DAY_MS))
-        before, seen = None, 0
-        while seen < BACKLOG_ROWS_MAX:
-            rows = await self._store.list(Query(before=before, limit=LIST_ROWS_MAX))
-            new = [row for row in rows if row.run_id >= since]
-            for row in new:
-                self._add(row)
-            seen += len(rows)
-            if len(new) < LIST_ROWS_MAX:
-                break
-            before = rows[-1].run_id
-            await asyncio.sleep(0.002)  # the readers of runs come first
-        else:
-            self.full = True
-        self._since = floor_id(now_ms - _OVERLAP_MS)
-        self._counted = {run_id for run_id in self._counted if run_id >= self._since}
-
-    def _add(self, row: RunRecord) -> None:
-        if row.run_id in self._counted:
-            return
-        self._counted.add(row.run_id)
-        if len(self.names) < NAMES_MAX:
-            self.names.add(row.name)
-        minute = row.created_at_ms // MINUTE_MS
-        counts = self._minutes.setdefault(minute, Counter())
-        counts["began"] += 1
-        if row.status in TERMINAL:
-            counts[row.status] += 1
-        elif len(self._followed) < _FOLLOWED_MAX:
-            self._followed[row.run_id] = minute
+        until = max(since, floor_id(now_ms - _OVERLAP_MS))
+        settled = await self._store.begun(since, until, BACKLOG_ROWS_MAX)
+        fresh = await self._store.begun(until, None, BACKLOG_ROWS_MAX)
+        self._since = until
+        self.full = self.full or sum(one.runs for one in settled) >= BACKLOG_ROWS_MAX
+        _add(settled, self._minutes)
+        self._fresh = {}
+        _add(fresh, self._fresh)
+        for one in settled:
+            room = max(0, _FOLLOWED_MAX - len(self._followed))
+            self._followed.update(dict.fromkeys(one.unfinished[:room], one.minute))
+        for one in (*settled, *fresh):
+            if len(self.names) < NAMES_MAX:
+                self.names.add(one.name)
 
     async def _follow(self, unfinished: set[str] | None) -> None:
         """Count those that have ended since they were seen at work."""
@@ -153,3 +143,11 @@ class Tally:
         oldest = (now_ms - DAY_MS) // MINUTE_MS
         for minute in [minute for minute in self._minutes if minute < oldest]:
             del self._minutes[minute]
+
+
+def _add(found: Sequence[Begun], minutes: dict[int, Counter[str]]) -> None:
+    for one in found:
+        counts = minutes.setdefault(one.minute, Counter())
+        counts["began"] += one.runs
+        if one.status in TERMINAL:
+            counts[one.status] += one.runs

@@ -25,7 +25,7 @@ from durable_endpoints.stores.edge_file import EdgeFile
 from durable_endpoints.stores.edge_nodes import EdgeNodes
 from durable_endpoints.stores.edge_ship import Shipper
 from durable_endpoints.stores.nodes import Nodes
-from durable_endpoints.stores.protocol import PATIENCE_S, Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.protocol import PATIENCE_S, Begun, Query, StoredFrame, WaitQuery
 
 if TYPE_CHECKING:
     from durable_endpoints.stores.edge_centre import Centre
@@ -231,6 +231,10 @@ class EdgeStore:
     async def count(self) -> Mapping[Status, int]:
         """See `Store.count`: of the runs that are here."""
         return await self.local.count()
+
+    async def begun(self, since: str, before: str | None, limit: int) -> Sequence[Begun]:
+        """See `Store.begun`: of the runs that are here."""
+        return await self.local.begun(since, before, limit)
 
     async def settings(self) -> dict[str, Any]:
         """Return what the local file says of itself, and where the centre is."""

@@ -10,7 +10,7 @@ from durable_endpoints.limits import RUNS_COUNTED_MAX
 from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 from durable_endpoints.states import ENDED, UNFINISHED, move
 from durable_endpoints.stores.nodes import Nodes
-from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.protocol import Begun, Query, StoredFrame, WaitQuery
 from durable_endpoints.stores.waits import fields_of, match_of
 
 _NOBODY = "\0"
@@ -140,6 +140,20 @@ class MemoryStore:
         """See `Store.count`."""
         statuses = [run.status for run in self._runs.values()]
         return {s: min(statuses.count(s), RUNS_COUNTED_MAX) for s in UNFINISHED}
+
+    async def begun(self, since: str, before: str | None, limit: int) -> Sequence[Begun]:
+        """See `Store.begun`."""
+        runs = [run for run in self._runs.values()
+                if run.run_id >= since and (before is None or run.run_id < before)]  # fmt: skip
+        runs = sorted(runs, key=lambda run: run.run_id, reverse=True)[:limit]
+        found: dict[tuple[int, str, Status], list[str]] = {}
+        for run in runs:
+            key = (run.created_at_ms // 60_000, run.name, run.status)
+            found.setdefault(key, []).append(run.run_id)
+        return [
+            Begun(*key, len(ids), tuple(ids) if key[2] in UNFINISHED else ())
+            for key, ids in found.items()
+        ]
 
     async def claim(
         self, run_ids: Sequence[str], now_ms: int, *, dead: bool = False

@@ -29,9 +29,9 @@ from durable_endpoints.stores.postgres_lease import Lease
 from durable_endpoints.stores.postgres_link import Address, Connection, Link, Trouble, connect, sql
 from durable_endpoints.stores.postgres_nodes import PostgresNodes
 from durable_endpoints.stores.postgres_query import list_sql, waits_sql
-from durable_endpoints.stores.postgres_rows import ROW, packed, run_of, unpacked, wait_of
+from durable_endpoints.stores.postgres_rows import ROW, begun_of, packed, run_of, unpacked, wait_of
 from durable_endpoints.stores.postgres_schema import SCHEMA, migrate
-from durable_endpoints.stores.protocol import PATIENCE_S, Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.protocol import PATIENCE_S, Begun, Query, StoredFrame, WaitQuery
 from durable_endpoints.stores.waits import match_of
 
 logger = logging.getLogger("durable_endpoints")
@@ -294,6 +294,11 @@ class PostgresStore:
         """See `Store.count`."""
         most = limits.RUNS_COUNTED_MAX
         return dict(await self._ask(lambda c: c.fetch(sql("postgres/count"), most)))
+
+    async def begun(self, since: str, before: str | None, limit: int) -> Sequence[Begun]:
+        """See `Store.begun`."""
+        rows = await self._ask(lambda c: c.fetch(sql("postgres/begun"), since, before, limit))
+        return [begun_of(row) for row in rows]
 
     async def fleet(self) -> Sequence[Mapping[str, Any]]:
         """Return the nodes: node, host, lease_s (left), since_ms, runs (that it drives)."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
+from durable_endpoints.stores.protocol import Begun
 from durable_endpoints.stores.waits import fields_of
 
 ROW: Final = (
@@ -45,6 +46,12 @@ def wait_of(row: Iterable[Any]) -> WaitRecord:
     """Return an open wait from its row."""
     values: list[Any] = [unpacked(v) if i in _WAIT_TEXTS else v for i, v in enumerate(row)]
     return WaitRecord(*values)
+
+
+def begun_of(row: Sequence[Any]) -> Begun:
+    """Return a count of runs from its row."""
+    minute, name, status, runs, ids = row
+    return Begun(minute, unpacked(name) or "", status, runs, tuple(ids or ()))
 
 
 def columns(rows: Sequence[Any], cells: Sequence[Callable[[Any], Any]]) -> list[list[Any]]:

@@ -66,6 +66,17 @@ class StoredFrame:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How many runs of one name and status were begun in the same minute since the epoch."""
+
+    minute: int
+    name: str
+    status: Status
+    runs: int
+    unfinished: tuple[str, ...] = ()  # their ids, if the status is no end
+
+
 class Store(Protocol):
     """Journals and run rows. One event loop uses it; no two `append` run at a time.
 
@@ -125,6 +136,13 @@ class Store(Protocol):
         """Return how many runs there are of each status that is no end, and dead ones.
 
         Quick: of one status at most RUNS_COUNTED_MAX are counted.
+        """
+        ...
+
+    async def begun(self, since: str, before: str | None, limit: int) -> Sequence[Begun]:
+        """Count the runs from the id `since` on and below `before`; of many, the newest `limit`.
+
+        As of one moment; dead and diverged runs are among the unfinished ones.
         """
         ...
 

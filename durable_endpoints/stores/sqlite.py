@@ -22,7 +22,7 @@ from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 from durable_endpoints.stores import statements, waits
 from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.ownership import Ownership
-from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.protocol import Begun, Query, StoredFrame, WaitQuery
 
 T = TypeVar("T")
 Rows: TypeAlias = list[RunRecord]  # inside the class, `list` is a method
@@ -131,6 +131,10 @@ class SQLiteStore:
     async def count(self) -> Mapping[Status, int]:
         """See `Store.count`."""
         return await self._read(statements.count)
+
+    async def begun(self, since: str, before: str | None, limit: int) -> Sequence[Begun]:
+        """See `Store.begun`."""
+        return await self._read(lambda db: statements.begun(db, since, before, limit))
 
     async def waits(self, query: WaitQuery) -> Sequence[WaitRecord]:
         """See `Store.waits`."""

@@ -11,7 +11,7 @@ from durable_endpoints.limits import LIST_ROWS_MAX, RUNS_COUNTED_MAX
 from durable_endpoints.records import Frame, RunRecord, Status
 from durable_endpoints.states import UNFINISHED
 from durable_endpoints.stores import waits
-from durable_endpoints.stores.protocol import Query, StoredFrame
+from durable_endpoints.stores.protocol import Begun, Query, StoredFrame
 
 T = TypeVar("T")
 
@@ -45,6 +45,14 @@ _ADVANCE: Final = (
 _COUNT: Final = (
     "select count(*) from (select 1 from runs where status = ?"
     " and status in ('running', 'suspended', 'dead', 'diverged') limit ?)"
+)
+# The ids of unfinished runs come with the counts, so that both are of one moment.
+_BEGUN: Final = (
+    "select created_at_ms / 60000 as minute, name, status, count(*), case when status in"
+    " ('running', 'suspended', 'dead', 'diverged') then group_concat(run_id) end"
+    " from (select run_id, created_at_ms, name, status from runs"
+    " where run_id >= ? and (run_id < ? or ? is null) order by run_id desc limit ?)"
+    " group by minute, name, status"
 )
 # A partial index is used only where its own condition is to be read in the statement.
 _QUEUE: Final = (
@@ -244,6 +252,15 @@ def count(db: sqlite3.Connection) -> dict[Status, int]:
         status: db.execute(_COUNT, (status, RUNS_COUNTED_MAX)).fetchone()[0]
         for status in UNFINISHED
     }
+
+
+def begun(db: sqlite3.Connection, since: str, before: str | None, limit: int) -> list[Begun]:
+    """Count runs by minute, name and status. See `Store.begun`."""
+    rows = db.execute(_BEGUN, (since, before, before, limit))
+    return [
+        Begun(minute, name, status, runs, tuple(ids.split(",")) if ids else ())
+        for minute, name, status, runs, ids in rows
+    ]
 
 
 def list_sql(query: Query) -> tuple[str, list[Any]]:

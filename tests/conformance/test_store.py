@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from durable_endpoints.labels import merged
-from durable_endpoints.records import Status
-from durable_endpoints.stores.protocol import Query, Store
+from durable_endpoints.records import RunRecord, Status
+from durable_endpoints.stores.protocol import Begun, Query, Store
 from tests.conformance.made import Check, frame, opening, record
 
 
@@ -114,6 +115,44 @@ def test_unfinished_runs_are_counted(check: Check) -> None:
         statuses: tuple[Status, ...] = ("dead", "running", "dead", "completed", "suspended")
         await store.append([opening(f"r{n}", status=s) for n, s in enumerate(statuses)])
         assert await store.count() == {"running": 1, "suspended": 1, "dead": 2, "diverged": 0}
+
+    check(scenario)
+
+
+def test_what_was_begun_is_counted_by_minute_name_and_status(check: Check) -> None:
+    async def scenario(store: Store) -> None:
+        assert list(await store.begun("", None, 10)) == []
+        begun: tuple[tuple[str, int, str, Status], ...] = (
+            ("r0", 1, "POST /a", "completed"), ("r1", 59_999, "POST /a", "completed"),
+            ("r2", 60_000, "POST /a", "completed"), ("r3", 60_001, "POST /b\0", "failed"),
+            ("r4", 60_002, "POST /a", "suspended"), ("r5", 60_003, "POST /a", "dead"),
+            ("r6", 60_004, "POST /a", "suspended"),
+        )  # fmt: skip
+        await store.append(
+            [
+                frame(run_id, status=status, opening=RunRecord(run_id, name, "running", at, at))
+                for run_id, at, name, status in begun
+            ]
+        )
+
+        async def counted(since: str, before: str | None, limit: int = 10) -> set[Begun]:
+            found = await store.begun(since, before, limit)
+            return {replace(one, unfinished=tuple(sorted(one.unfinished))) for one in found}
+
+        assert await counted("r0", None) == {
+            Begun(0, "POST /a", "completed", 2),
+            Begun(1, "POST /a", "completed", 1),
+            Begun(1, "POST /b\0", "failed", 1),
+            Begun(1, "POST /a", "suspended", 2, ("r4", "r6")),
+            Begun(1, "POST /a", "dead", 1, ("r5",)),
+        }
+        assert await counted("r1", "r3") == {
+            Begun(0, "POST /a", "completed", 1), Begun(1, "POST /a", "completed", 1),
+        }  # fmt: skip
+        assert await counted("r0", "r6", 2) == {
+            Begun(1, "POST /a", "dead", 1, ("r5",)),
+            Begun(1, "POST /a", "suspended", 1, ("r4",)),
+        }
 
     check(scenario)
 

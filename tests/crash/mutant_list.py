@@ -87,7 +87,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "M6", "one counter of calls for all tasks of a run (I12)",
-        (Patch("engine/scope.py", '        scope = Scope(self.run, f"{self.path}{name}.{number}/", self)',
+        (Patch("engine/scope.py",
+               '        scope = Scope(self.run, f"{self.path}{name}.{number}/", self)',
                "        return self\n        scope = Scope(self.run, self.path)"),),
         (f"{GUARDS}::test_i12_identity_does_not_depend_on_scheduling",),
     ),
