@@ -112,7 +112,9 @@ class Recovery:
         room = max(0, RUNS_LIVE_MAX - len(engine.runs) - len(engine.claiming))
         ids = [record.run_id for record in records if record.run_id not in engine.runs][:room]
         driving = []
+        interrupted = {record.run_id for record in records if record.status == "running"}
         for run in await engine.claim(ids):
+            run.waits.interrupted = run.id in interrupted
             task = self.drive(run)
             driving.append(self._caught_up(run, task, progress=suspect_s is not None))
         try:

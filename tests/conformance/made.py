@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -10,6 +11,19 @@ from durable_endpoints.stores.protocol import Store
 
 Scenario: TypeAlias = Callable[[Store], Awaitable[None]]
 Check: TypeAlias = Callable[[Scenario], None]
+
+
+def played(store: Store, scenario: Scenario) -> None:
+    """Play a scenario on a store that is opened for it and closed after it."""
+
+    async def main() -> None:
+        await store.open()
+        try:
+            await scenario(store)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
 
 
 def record(run_id: str = "r1", **more: Any) -> RunRecord:

@@ -18,40 +18,14 @@ from durable_endpoints import (
     emit,
     sleep,
     step,
-    wait_for_signal,
 )
 from durable_endpoints.records import RunRecord
 from durable_endpoints.stores.postgres import PostgresStore
 from tests.engine.worlds import PATIENCE_S, World
+from tests.support.gated import counts, gate, gates, turns
 from tests.support.server import TCPProxy
 
-gates: dict[str, asyncio.Event] = {}
 acted: list[str] = []
-turns: list[int] = []
-
-
-async def gate(name: str) -> None:
-    await gates.setdefault(name, asyncio.Event()).wait()
-
-
-def open_gate(name: str) -> None:
-    gates.setdefault(name, asyncio.Event()).set()
-
-
-@durable
-async def counts(most: int, stop_at: int = -1) -> int:
-    for number in range(most):
-        if number == stop_at:
-            await gate("counts")
-        emit(number)
-        await step.run("turn", turns.append, number)
-    return most
-
-
-@durable
-async def asks(name: str) -> Any:
-    emit("asked")
-    return await wait_for_signal(name)
 
 
 @durable

@@ -15,21 +15,9 @@ from durable_endpoints import Run
 from durable_endpoints.asgi.edge import node_risk, numbers, run_risk
 from durable_endpoints.errors import Fenced, Overloaded, StoreAway
 from durable_endpoints.stores.protocol import PATIENCE_S, Query
-from tests.edge.sites import (
-    Site,
-    acted,
-    acts,
-    asks,
-    counts,
-    gives_up,
-    has_child,
-    naps,
-    open_gate,
-    site,
-    strolls,
-    turns,
-)  # fmt: skip
+from tests.edge.sites import Site, acted, acts, gives_up, has_child, naps, site, strolls
 from tests.postgres.test_remote import read_all
+from tests.support.gated import asks, counts, open_gate, turns
 
 Play = Callable[..., None]
 

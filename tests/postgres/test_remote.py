@@ -23,7 +23,6 @@ from durable_endpoints import (
     effect,
     emit,
     sleep,
-    step,
     wait_for_signal,
 )
 from durable_endpoints.engine.children import spawn
@@ -35,8 +34,8 @@ from durable_endpoints.records import Kind
 from durable_endpoints.stores.postgres import PostgresStore
 from tests.engine.worlds import PATIENCE_S, World
 from tests.postgres.test_nodes import execute
+from tests.support.gated import asks, counts, gate, gates, open_gate
 
-gates: dict[str, asyncio.Event] = {}
 acted: list[str] = []
 
 
@@ -44,30 +43,6 @@ acted: list[str] = []
 def _fresh() -> None:
     gates.clear()
     acted.clear()
-
-
-async def gate(name: str) -> None:
-    await gates.setdefault(name, asyncio.Event()).wait()
-
-
-def open_gate(name: str) -> None:
-    gates.setdefault(name, asyncio.Event()).set()
-
-
-@durable
-async def counts(most: int, stop_at: int = -1) -> int:
-    for number in range(most):
-        if number == stop_at:
-            await gate("counts")
-        emit(number)
-        await step.run("turn", lambda n=number: n)
-    return most
-
-
-@durable
-async def asks(name: str) -> Any:
-    emit("asked")
-    return await wait_for_signal(name)
 
 
 class Answer(BaseModel):
