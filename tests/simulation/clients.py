@@ -239,14 +239,18 @@ class Watcher(Client):
             if world.chance.random() < self._cut:
                 world.sometimes("a reader leaves and comes back")
                 return
-        journal = world.disk.journals[run.id]
-        # A dead run may be on its way to be revived: the process does not know that it is yet.
-        revived = journal.entries[-1].kind == Kind.RETRY and run.record.status == "dead"
-        ended = revived or world.disk.status(run.id) in ENDED
-        if len(journal.events) != len(self._events) or not ended:
-            world.blame("I5", run.id, f"the end was told after {len(self._events)} events of "
-                        f"{len(journal.events)}, status {world.disk.status(run.id)}")  # fmt: skip
+        self._check_end(run)
         self.done = True
+
+    def _check_end(self, run: LiveRun) -> None:
+        """Compare what was told with the disk; somebody may have taken up a dead run since."""
+        journal, status = self.world.disk.journals[run.id], self.world.disk.status(run.id)
+        wanted = len(journal.events)
+        if run.record.status == "dead" != status and journal.died:
+            status, wanted = "dead", run.durable_offset
+        if wanted != len(self._events) or status not in ENDED:
+            self.world.blame("I5", run.id, f"the end was told after {len(self._events)} events of "
+                             f"{wanted}, status {status}")  # fmt: skip
 
     def _take(self, event: Event) -> None:
         """Take an event; it must be what the disk has, now (I1, I4, I5)."""
