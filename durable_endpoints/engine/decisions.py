@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import orjson
 
-from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import Scope
 from durable_endpoints.engine.steps import claim, settle
 from durable_endpoints.engine.wait import LISTED, Wait
@@ -58,7 +57,11 @@ async def begin(
         return call.deliveries[0]
     key = f"{ident} {wanted.label}".encode()
     if not early or call is None:
-        await _settle(run, ident, key)
+        try:
+            await settle(run)
+        except asyncio.CancelledError:
+            run.waits.give_up(ident, key)
+            raise
     until_ms = wanted.until_ms
     wait = Wait(
         ident, key, wanted.kind, wanted.name, until_ms, wanted.once, wanted.check,
@@ -83,14 +86,6 @@ async def begin(
     return wait
 
 
-async def _settle(run: LiveRun, ident: str, key: bytes) -> None:
-    try:
-        await settle(run)
-    except asyncio.CancelledError:
-        run.waits.give_up(ident, key)
-        raise
-
-
 async def finish(scope: Scope, begun: Wait | Delivery) -> tuple[Kind, bytes]:
     """Wait for the answer; see `durably`."""
     run = scope.run
@@ -98,7 +93,11 @@ async def finish(scope: Scope, begun: Wait | Delivery) -> tuple[Kind, bytes]:
         if run.replay is not None and not begun.done:
             await run.replay.turn(begun)
         return begun.entry.kind, begun.entry.payload
-    await _settle(run, begun.ident, begun.key)
+    try:
+        await settle(run)
+    except asyncio.CancelledError:
+        run.waits.drop(begun)
+        raise
     found = await run.waits.outcome(begun)
     scope.check_life()
     return found

@@ -66,9 +66,17 @@ class Pace:
             try:
                 await waiter
             except asyncio.CancelledError:
-                before.add_done_callback(lambda _: own.set_result(None))
+                self.skip(ticket)
                 raise
         self._release(own, TURNS_APART)
+
+    def skip(self, ticket: Ticket) -> None:
+        """Give a place up: whoever has the next one need not wait for this one."""
+        before, own = ticket
+        if before is None or before.done():
+            own.set_result(None)
+        else:
+            before.add_done_callback(lambda _: own.set_result(None))
 
     def _release(self, own: asyncio.Future[None], turns: int) -> None:
         if turns:

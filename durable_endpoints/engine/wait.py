@@ -38,6 +38,19 @@ class Wait:
     future: asyncio.Future[tuple[Kind, bytes]] = field(init=False)
     ticket: Ticket | None = None
 
+    def fits(self, payload: bytes) -> bool:
+        """Say whether a signal with these data answers it."""
+        kinds = orjson.loads(payload).get("kinds")
+        if kinds is not None and self.kind not in kinds:
+            return False
+        if self.check is None:
+            return True
+        try:
+            self.check(payload)
+        except Exception:  # noqa: BLE001 - not for this wait: it is kept for another
+            return False
+        return True
+
     @property
     def shown(self) -> dict[str, str | None]:
         """What people see of it."""

@@ -119,7 +119,7 @@ class Waits:
         self.open[wait.ident] = wait
         kept = self._kept.get(wait.name, []) if wait.kind in LISTED else []
         for seq, data in list(kept):
-            if self._fits(wait, data):
+            if wait.fits(data):
                 kept.remove((seq, data))
                 self._take(wait, seq)
                 break
@@ -136,14 +136,19 @@ class Waits:
             if not wait.future.done():
                 self._consider()
             found = await wait.future
-            if wait.ticket is not None:
-                await self._run.pace.pass_on(wait.ticket)
         except asyncio.CancelledError:
-            self.give_up(wait.ident, wait.key)
+            self.drop(wait)
             raise
-        finally:
-            self.open.pop(wait.ident, None)
+        if wait.ticket is not None:
+            await self._run.pace.pass_on(wait.ticket)
         return found
+
+    def drop(self, wait: Wait) -> None:
+        """Close a wait: whoever waited is told to stop, perhaps as the answer came."""
+        self.open.pop(wait.ident, None)
+        if wait.ticket is not None:
+            self._run.pace.skip(wait.ticket)
+        self.give_up(wait.ident, wait.key)
 
     def give_up(self, ident: str, key: bytes) -> None:
         """Note that the handler does not wait for something any more; a suspension is none."""
@@ -157,20 +162,6 @@ class Waits:
         if ident in self._listed:
             self._listed.discard(ident)
             self._answered.append(ident)
-
-    @staticmethod
-    def _fits(wait: Wait, payload: bytes) -> bool:
-        fields = orjson.loads(payload)
-        kinds = fields.get("kinds")
-        if kinds is not None and wait.kind not in kinds:
-            return False
-        if wait.check is None:
-            return True
-        try:
-            wait.check(payload)
-        except Exception:  # noqa: BLE001 - not for this wait: it is kept for another
-            return False
-        return True
 
     def _take(self, wait: Wait, seq: int) -> None:
         self._answers_by_ident[wait.ident] = seq

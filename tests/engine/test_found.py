@@ -23,6 +23,7 @@ from durable_endpoints import (
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.functions import Run, begin_call
 from durable_endpoints.engine.reader import event_at, read_journal
+from durable_endpoints.engine.wait import Signal
 from durable_endpoints.engine.waiting import ApprovalRequest
 from durable_endpoints.errors import Overloaded, StoreError
 from durable_endpoints.ids import new_run_id
@@ -397,6 +398,63 @@ def test_a_cursor_of_what_another_node_showed_is_waited_for() -> None:
             assert await event_at(store, run, 2) is None
 
     asyncio.run(main())
+
+
+def test_a_wait_that_is_cancelled_before_there_is_room_is_closed() -> None:
+    async def scenario(one: World) -> None:
+        log, asked = one.engine.log, asyncio.Event()
+
+        async def room() -> None:
+            """Be full as soon as the wait has begun."""
+            if any(run.waits.open for run in one.engine.runs.values()):
+                asked.set()
+                await asyncio.Event().wait()
+
+        @durable
+        async def gives_up_early() -> Any:
+            log.room, log._is_full = room, lambda: True  # type: ignore[method-assign]
+            log.full = True
+            waiting = asyncio.create_task(wait_for_signal("go"))
+            await asked.wait()
+            del log.room, log._is_full
+            log.full = False
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            await wait_for_signal("end")
+            return await wait_for_signal("go")
+
+        run = await one.start(gives_up_early)
+        async with asyncio.timeout(PATIENCE_S):
+            while "end" not in [wait.name for wait in run._run.waits.open.values()]:
+                await asyncio.sleep(0.001)
+        assert (await one.engine.signal(run._run, "go", 1)).outcome == "kept"
+        await run.signal("end")
+        assert await (await one.ended_for_good(run.id)).result() == 1
+
+    play(scenario)
+
+
+def test_a_wait_that_is_cancelled_in_the_moment_of_its_answer_holds_up_nobody() -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    @durable
+    async def hesitates() -> int:
+        tasks[:] = [asyncio.create_task(wait_for_signal(name)) for name in ("go", "stay")]
+        await asyncio.wait(tasks[:1])
+        assert tasks[0].cancelled()
+        tasks[1].cancel()
+        return await told(1) + await told(2)
+
+    async def scenario(one: World) -> None:
+        run = await one.start(hesitates)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(run._run.waits.open) < 2:
+                await asyncio.sleep(0.001)
+        run._run.waits.receive(Signal("s1", "go", b"1"))
+        tasks[0].cancel()
+        assert await (await one.ended_for_good(run.id)).result() == 3
+
+    play(scenario)
 
 
 @step(retry=Retry(attempts=2, initial=0.001))

@@ -150,7 +150,8 @@ class Starter(Client):
             if self.process is not process:
                 return
         status = world.disk.status(self.run_id)
-        if status != live.record.status:
+        died = live.record.status == "dead" and world.disk.journals[self.run_id].died
+        if status != live.record.status and not died:
             world.blame("I1", self.run_id, f"shown as {live.record.status}, is {status}")
         revivable = self.poison == REVIVED or self.ends == "gives up"
         if status == "dead" and revivable and self._revived < REVIVALS_MAX:
