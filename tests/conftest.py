@@ -7,13 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.meeting import OUTPUT, Met, missed
 from tests.support.postgres import addresses
 
 EXIT_S = 60.0
+_told: list[dict[str, Any]] = []  # by the processes of a run that has several
 
 
 @pytest.fixture(scope="session")
@@ -23,17 +27,38 @@ def postgres() -> Iterator[Callable[[], str]]:
         yield address
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what one of several processes of this run has to tell."""
+    _told.append(getattr(node, "workeroutput", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that left processes behind, or whose crash tests missed something."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left behind"] = _kill_what_is_left()
+        return
+    if _told:
+        left = [one for told in _told for one in told.get("left behind", ())]
+        met = [Met(chosen, frozenset(left_over), seen)
+               for told in _told if OUTPUT in told
+               for chosen, left_over, seen in [told[OUTPUT]]]  # fmt: skip
+        said = missed(met)
+    else:
+        left, said = _kill_what_is_left(), ""
+    sys.stderr.write("".join(f"\nleft behind by the tests: {one}\n" for one in left) + said)
+    if (left or said) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _kill_what_is_left() -> list[str]:
     """Kill and name every process that a test left: it would hold the output open for ever."""
     left = _descendants(os.getpid())
-    for pid, command in left:
-        sys.stderr.write(f"\nleft behind by the tests: {pid} {command}\n")
-        try:
+    for pid, _ in left:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    if left and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return [f"{pid} {command}" for pid, command in left]
 
 
 def pytest_unconfigure() -> None:
