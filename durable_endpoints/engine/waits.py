@@ -37,6 +37,7 @@ class Waits:
     def __init__(self, run: LiveRun) -> None:
         self._run = run
         self.interrupted = False  # taken up after a process that ended on the way
+        self._hurry_s = 0.0  # until the next look at such a run
         self.open: dict[str, Wait] = {}
         self.expected: set[str] = set()  # recorded waits that the replay has not come to yet
         self.answers: dict[str, int] = {}  # name of a one-answer wait -> seq of its answer
@@ -310,7 +311,9 @@ class Waits:
         # Until a run that was interrupted has left, or got further, each end of a process counts
         # as one of its own (I17): it has no grace. One that was woken is wanted here.
         hurried = self.interrupted and run.record.attempts > 0
-        grace_s = 0.0 if hurried else run.log.host.suspend_grace_s
+        grace_s = run.log.host.suspend_grace_s
+        if hurried:
+            grace_s, self._hurry_s = min(grace_s, self._hurry_s), max(0.02, 2 * self._hurry_s)
         self._grace = run.log.loop.call_later(
             max(grace_s, at_least_s), self._check_idle, run.seq, hurried
         )
