@@ -6,7 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tests.support.meeting import OUTPUT, Met, missed
 from tests.support.postgres import addresses
 
 EXIT_S = 60.0
+os.environ["COLUMNS"] = "160"  # tables are as wide, whoever starts the tests
 _told: list[dict[str, Any]] = []  # by the processes of a run that has several
 
 
@@ -25,6 +26,16 @@ def postgres() -> Iterator[Callable[[], str]]:
     """Give store addresses, of a new schema each, on one PostgreSQL server for all tests."""
     with addresses() as address:
         yield address
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let what a test logged pass from process to process, also if it is no Unicode."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 @pytest.hookimpl(optionalhook=True)

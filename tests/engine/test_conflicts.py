@@ -175,7 +175,7 @@ def test_a_run_that_is_just_leaving_memory_gets_its_turn() -> None:
             left = []
 
             def leave() -> None:
-                waiting.waits._check_idle(waiting.seq)
+                waiting.waits._check_idle(waiting.seq, hurried=False)
                 left.append(waiting.resting)
 
             # The first one ends. Whoever passes its turn on finds the second neither awake, by the
