@@ -161,6 +161,8 @@ async def go_through(directory: Path, name: str, points: Sequence[str]) -> list[
                 stored = read_store(server.store)
                 evidence.append(take_evidence(directory, stored))
                 wrong += check_effects(directory, stored)
+                for run in stored.values():
+                    MET.update(run.paths())
                 MET[sometimes.at(point)] += 1
             server.arm()
             await server.begin()

@@ -26,7 +26,7 @@ from tests.crash.evidence import (
 from tests.crash.judge import Logs, Report, judge, read_logs
 from tests.crash.workload import ENDPOINTS, Gate, Story, Workload
 from tests.support.postgres import Cluster
-from tests.support.server import Server, TCPProxy, free_port
+from tests.support.server import Server, TCPProxy, free_port, let_go
 
 APP = "tests.apps.clustered:app"
 TTL_S = 2.0
@@ -63,6 +63,7 @@ class Balancer:
         task = asyncio.ensure_future(self._lead(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: let_go(writer))  # cancelled before it began, too
 
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         choice = [node for node in self._nodes if not node.out]
@@ -82,11 +83,9 @@ class Balancer:
                 for pump in pumps:
                     pump.cancel()
                 up.transport.abort()
-                if not writer.is_closing():
-                    writer.transport.abort()
+                let_go(writer)
                 await asyncio.gather(*pumps, return_exceptions=True)
             return
-        writer.transport.abort()
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> bool:

@@ -223,6 +223,7 @@ class TCPProxy:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: let_go(writer))  # cancelled before it began, too
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -252,10 +253,17 @@ class TCPProxy:
             self._flowing.discard(flowing)
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             if up is not None:
                 up.close()
             _reset(writer)
+            # Last: whoever ends the proxy may cancel this, too.
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def let_go(writer: asyncio.StreamWriter) -> None:
+    """Reset a connection, unless somebody is closing it."""
+    if not writer.is_closing():
+        writer.transport.abort()
 
 
 async def _pump(
