@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Final
 from zlib import crc32
 
 import orjson
@@ -103,6 +104,10 @@ async def stored_events(store: Store, run: LiveRun, offset: int) -> list[Event]:
     return [event for event in found if event.offset >= offset]
 
 
+# The answer to a commit that is done comes soon, or this is not the node to wait at.
+_BEHIND_S: Final = 5.0
+
+
 async def event_at(store: Store, run: LiveRun, offset: int) -> Event | None:
     """Return one durable event; None if there is none at this offset.
 
@@ -124,10 +129,10 @@ async def _is_behind(store: Store, run: LiveRun, offset: int) -> bool:
     record = await store.get(run.id)
     if record is None or record.events <= offset:
         return offset < run.durable_offset
+    reader = Reader(store, run, offset)
     while offset >= run.durable_offset:
-        if run.gone is not None or run.ended:
-            raise Fenced(run.gone or "the run goes on elsewhere")
-        await run.progress()
+        if run.gone is not None or run.ended or not await reader.moved(_BEHIND_S):
+            raise Fenced(run.gone or "this node is behind: ask again")
     return True
 
 

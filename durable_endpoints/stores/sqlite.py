@@ -37,7 +37,10 @@ class _Connection(aiosqlite.Connection):
     """aiosqlite's connection, with one thread hop for a whole function."""
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
+        try:
+            result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
+        except UnicodeDecodeError as error:  # SQLite quotes in its message what is damaged
+            raise sqlite3.DatabaseError("malformed, beyond what can be said of it") from error
         return result
 
 

@@ -187,6 +187,23 @@ def _flip(file: Path, chance: random.Random, place: str) -> None:
     file.write_bytes(data)
 
 
+def test_a_schema_that_cannot_even_be_quoted_is_refused(tmp_path: Path) -> None:
+    """SQLite's message holds the damaged bytes, which are no Unicode."""
+    file = tmp_path / "durable.db"
+
+    async def open_and_close() -> None:
+        store = SQLiteStore(file, lock_wait_s=1)
+        await store.open()
+        await store.close()
+
+    asyncio.run(open_and_close())
+    data = file.read_bytes()
+    at = data.lower().index(b"create table runs (") + len("create ta")
+    file.write_bytes(data[:at] + b"\xa0" + data[at + 1 :])
+    with pytest.raises(StoreRefused, match="cannot be opened"):
+        asyncio.run(open_and_close())
+
+
 @pytest.mark.parametrize("by", [1, -1])
 @pytest.mark.parametrize(
     "place",
