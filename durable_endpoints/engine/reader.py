@@ -131,8 +131,10 @@ async def _is_behind(store: Store, run: LiveRun, offset: int) -> bool:
         return offset < run.durable_offset
     reader = Reader(store, run, offset)
     while offset >= run.durable_offset:
-        if run.gone is not None or run.ended or not await reader.moved(_BEHIND_S):
-            raise Fenced(run.gone or "this node is behind: ask again")
+        if run.gone is not None:
+            raise Fenced(run.gone)
+        if run.ended or not await reader.moved(_BEHIND_S):
+            return False
     return True
 
 
