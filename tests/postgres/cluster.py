@@ -278,4 +278,4 @@ async def _under_load(
     fleet.report.violations += [
         Violation("I16", str(story.run_id), f"{story.path} is stuck") for story in stuck
     ]
-    assert len(balancer.led) == 3, "the balancer has used every node"
+    assert len(balancer.led) > 1, "the balancer has used several nodes"
