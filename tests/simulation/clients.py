@@ -150,7 +150,7 @@ class Starter(Client):
             if self.process is not process:
                 return
         status = world.disk.status(self.run_id)
-        died = live.record.status == "dead" and world.disk.journals[self.run_id].died
+        died = live.record.status == "dead" and bool(world.disk.journals[self.run_id].deaths)
         if status != live.record.status and not died:
             world.blame("I1", self.run_id, f"shown as {live.record.status}, is {status}")
         revivable = self.poison == REVIVED or self.ends == "gives up"
@@ -246,11 +246,11 @@ class Watcher(Client):
     def _check_end(self, run: LiveRun) -> None:
         """Compare what was told with the disk; somebody may have taken up a dead run since."""
         journal, status = self.world.disk.journals[run.id], self.world.disk.status(run.id)
-        wanted = len(journal.events)
-        if run.record.status == "dead" != status and journal.died:
-            status, wanted = "dead", run.durable_offset
-        if wanted != len(self._events) or status not in ENDED:
-            self.world.blame("I5", run.id, f"the end was told after {len(self._events)} events of "
+        told, wanted = len(self._events), {len(journal.events)}
+        if run.record.status == "dead" != status and journal.deaths:
+            status, wanted = "dead", journal.deaths
+        if told not in wanted or status not in ENDED:
+            self.world.blame("I5", run.id, f"the end was told after {told} events of "
                              f"{wanted}, status {status}")  # fmt: skip
 
     def _take(self, event: Event) -> None:

@@ -51,7 +51,7 @@ class Journal:
     peeked: list[str] = field(default_factory=list)  # in this batch: what steps saw of other runs
     terminal: Kind | None = None
     cancel: bool = False
-    died: bool = False
+    deaths: set[int] = field(default_factory=set)  # how many events there were at each
 
     def blame(self, invariant: str, detail: str) -> None:
         """Note a violation."""
@@ -76,7 +76,8 @@ class Journal:
                 self._add(entry)
         if frame.first_offset + frame.events != len(self.events):
             self.blame("I4", f"a frame counts {frame.events} events")
-        self.died = self.died or frame.status == "dead"
+        if frame.status == "dead":
+            self.deaths.add(len(self.events))
         if frame.status == "diverged":
             self.blame("I11", f"replay differs: {frame.error}")
 
