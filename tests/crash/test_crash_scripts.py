@@ -60,9 +60,10 @@ class Client:
             await asyncio.sleep(0.05)
         raise AssertionError(f"{method} {path}: no answer within {END_S:g} s")
 
-    async def begin(self, path: str) -> str:
+    async def begin(self, path: str, key: str = "") -> str:
         """Begin a run; return its address."""
-        headers = {"prefer": "respond-async", "idempotency-key": f"client-{self.number}"}
+        key = f"client-{key or self.number}"
+        headers = {"prefer": "respond-async", "idempotency-key": key}
         until = time.monotonic() + END_S
         while time.monotonic() < until:
             try:
@@ -94,6 +95,17 @@ async def waits(client: Client) -> str:
     run = await client.begin("/everything?ms=5")
     await client.ask("POST", f"{run}/signals/go", json=1, headers={"idempotency-key": "s"})
     return await client.status(run, "completed")
+
+
+async def suspended(client: Client) -> str:
+    """Wake one of two runs that left memory, and die: the other one is still suspended."""
+    runs = [await client.begin("/everything?ms=5", f"{client.number}-{n}") for n in range(2)]
+    for run in runs:
+        await client.status(run, "suspended", "completed")
+    for run in runs:
+        await client.ask("POST", f"{run}/signals/go", json=1, headers={"idempotency-key": "s"})
+        await client.status(run, "completed")
+    return "completed"
 
 
 async def undone(client: Client) -> str:
@@ -135,6 +147,7 @@ SCRIPTS: Final[dict[str, tuple[Callable[[Client], Awaitable[str]], tuple[str, ..
         Kind.PATCH, Kind.TIMER, Kind.FIRED, Kind.INTENT, Kind.SPAWN, Kind.WAIT, Kind.SIGNAL,
         Kind.RECEIVED, Kind.UNDOABLE, Kind.ATTEMPT, Kind.LABEL,
     )),
+    "suspended": (suspended, both(Kind.SIGNAL)),
     "undone": (undone, both(Kind.FAILED)),
     "cancelled": (cancelled, both(Kind.CANCEL, Kind.CANCELLED)),
     "revived": (revived, both(Kind.RETRY, Kind.STEP_FAILED, Kind.GAVE_UP)),
