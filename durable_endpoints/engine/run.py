@@ -142,7 +142,7 @@ class LiveRun:
         self.offset = self._first_offset = record.events
         self.durable_seq, self.durable_offset = record.last_seq, record.events
         self.crc = self._hash_in
-        self._status = record.status
+        self._status, self.error = record.status, record.error
         self.life.over = self.life.halted = True
         self.life = Life()
         self.pace = Pace(self.log.loop, self.log.clock.monotonic_s())

@@ -367,9 +367,14 @@ class Waits:
         run = self._run
         if self._closed or run.fenced is not None or run.over or self.deadline_ms is None:
             return
-        if run.log.clock.due_ms() < self.deadline_ms or run.replay is not None:
+        if run.log.clock.due_ms() < self.deadline_ms or not run.caught_up or run.task is None:
             self._deadline = run.log.loop.call_later(_REPLAYING_S, self.limit, self.deadline_ms)
-        elif run.task is not None and run.error is None and not run.told:
+        else:  # a task that is only about to begin would end without a word
+            run.log.loop.call_soon(self._time_out)
+
+    def _time_out(self) -> None:
+        run = self._run
+        if run.task is not None and run.error is None and run.fenced is None and not run.told:
             run.error = "the run took longer than its timeout"
             run.task.cancel(run.error)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from durable_endpoints import (
     AlreadyAnswered,
@@ -571,3 +572,44 @@ def test_completions_keep_apart_only_where_two_tasks_get_them(handler: Any, apar
         assert (Kind.SHARED in kinds) is apart
 
     play(scenario)
+
+
+def test_what_is_driven_anew_has_not_failed_yet() -> None:
+    """The word of an attempt that ended without an entry is not the next one's."""
+
+    async def attempt() -> None:
+        world = World()
+        await world.boot()
+        run = world.engine.begin("run", version="1", args=b"{}", payload=b"")
+        await run.durable(0)
+        run.error = "the run took longer than its timeout"
+        world.engine.forget(run)
+        watching = await world.engine.observe(run.id)
+        (again,) = await world.engine.claim([run.id])
+        assert again is watching
+        assert again.error is None
+        await world.crash()
+
+    asyncio.run(attempt())
+
+
+@durable(timeout=0.05)
+async def timed_out() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_timeout_that_was_over_before_the_recovery_ends_the_run(loop: Any) -> None:
+    """Whether or not the loop has begun the handler's task by then."""
+
+    async def scenario() -> None:
+        async with world() as one:
+            run = await one.start(timed_out)
+            await (await one.engine.observe(run.id)).durable(0)
+            await one.crash()
+            await asyncio.sleep(0.06)
+            await one.boot()
+            assert (await one.ended(run.id)).status == "failed"
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
