@@ -577,20 +577,17 @@ def test_completions_keep_apart_only_where_two_tasks_get_them(handler: Any, apar
 def test_what_is_driven_anew_has_not_failed_yet() -> None:
     """The word of an attempt that ended without an entry is not the next one's."""
 
-    async def attempt() -> None:
-        world = World()
-        await world.boot()
-        run = world.engine.begin("run", version="1", args=b"{}", payload=b"")
+    async def scenario(one: World) -> None:
+        run = one.engine.begin("run", version="1", args=b"{}", payload=b"")
         await run.durable(0)
         run.error = "the run took longer than its timeout"
-        world.engine.forget(run)
-        watching = await world.engine.observe(run.id)
-        (again,) = await world.engine.claim([run.id])
+        one.engine.forget(run)
+        watching = await one.engine.observe(run.id)
+        (again,) = await one.engine.claim([run.id])
         assert again is watching
         assert again.error is None
-        await world.crash()
 
-    asyncio.run(attempt())
+    play(scenario)
 
 
 @durable(timeout=0.05)
