@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -217,6 +218,21 @@ def test_whoever_has_waited_longest_is_lent_the_next(nodes: Nodes, limit: RateLi
             await asyncio.sleep(QUOTA_FRESH_S + 0.1)
             if limit.concurrent is None:
                 assert await lent(two) == 1
+
+    asyncio.run(main())
+
+
+def test_nodes_that_wait_are_lent_equal_parts_whoever_asks_first(nodes: Nodes) -> None:
+    limit = RateLimit("shares", 60, burst=30)
+    many = replace(demand(limit), tokens=100)
+
+    async def main() -> None:
+        async with sharing(nodes) as made:
+            assert [(await node.lend(many)).tokens for node in made] == [30, 0, 0]
+            await asyncio.sleep(0.5)
+            lent = [(await node.lend(many)).tokens for node in made]
+            assert min(lent) >= 0.7 * max(lent), lent
+            assert sum(lent) >= 27, lent
 
     asyncio.run(main())
 

@@ -38,9 +38,11 @@ create table quota_nodes (
 
 -- Lend a node some of a bucket. It has tokens_had tokens and uses_had uses at a time, of which
 -- uses_spare wait for a token; it wants so many more of each. Nodes that have waited longer are left
--- one each. No token is lent without a use for it, nor a use without a token. Token n, from 0, comes
--- at greatest(start_s, base_s + n / rate) seconds from now. others: how many nodes wait besides.
--- Every statement in here sees what was committed before the bucket's row was locked.
+-- one each, and all that wait their part of the free tokens, unless this one has waited for more:
+-- what it gets must not hang on when it asks. No token is lent without a use for it, nor a use
+-- without a token. Token n, from 0, comes at greatest(start_s, base_s + n / rate) seconds from now.
+-- others: how many nodes wait besides. Every statement in here sees what was committed before the
+-- bucket's row was locked.
 create function lend_quota(
   asked_name text, asked_key text, asked_node text, rate double precision,
   capacity double precision, concurrent integer, tokens_had integer, tokens_wanted integer,
@@ -54,6 +56,7 @@ declare
   now_s double precision;
   since_s double precision;
   older integer;
+  free integer;
   used integer;
   waits boolean;
 begin
@@ -93,8 +96,10 @@ begin
     -- After a pause there is one, and the others come at the rate.
     bucket.full_at := greatest(bucket.full_at, bucket.pause_end + (capacity - 1) / rate);
     base_s := bucket.full_at + (1 - capacity) / rate - now_s;
-    tokens := case when start_s > ahead_s then 0 else greatest(0, least(tokens, floor(capacity
-      + 1e-6 - greatest(0, bucket.full_at - now_s - ahead_s) * rate) - older)) end;
+    free := case when start_s > ahead_s then 0
+      else floor(capacity + 1e-6 - greatest(0, bucket.full_at - now_s - ahead_s) * rate) end;
+    tokens := greatest(0, least(tokens, free - older,
+      ceil(greatest(rate * (now_s - since_s), free) / (others + 1))));
     if concurrent is not null then
       uses := least(uses, tokens_had + tokens - uses_spare);
       tokens := least(tokens, uses_spare + greatest(uses, 0) - tokens_had);
