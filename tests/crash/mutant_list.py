@@ -1,7 +1,7 @@
 """The broken engines: what is broken in each, and the cheapest test that has to notice.
 
-M1 to M16 break a promise of the design each, M17 to M27 bring back what was once wrong, and from
-M28 on there is one for every other invariant.
+M1 to M16 break a promise of the design each, M17 to M27 and from M44 on they bring back what was
+once wrong, and from M28 to M43 there is one for every other invariant.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Mutant:
 
 GUARDS: Final = "tests/crash/test_guards.py"
 GUARDS_HTTP: Final = "tests/crash/test_guards_http.py"
+DEADLINES: Final = "tests/engine/test_deadlines.py"
 REPLAY: Final = "tests/engine/test_replay.py"
 DISK: Final = "tests/faults/test_disk_errors.py"
 POINTS: Final = "tests/crash/test_crash_points.py"
@@ -317,5 +318,10 @@ MUTANTS: Final = (
         (Patch("engine/labels.py", "return None if key in self._recorded else key",
                "return key"),),
         (SIMULATION,),
+    ),
+    Mutant(
+        "M44", "a timeout cuts a run that is on its way to its endpoint (I16)",
+        (Patch("engine/waits.py", "or not run.caught_up or", "or run.replay is not None or"),),
+        (f"{DEADLINES}::test_a_timeout_that_is_over_finds_a_woken_run_wherever_it_is",),
     ),
 )  # fmt: skip
