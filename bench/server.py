@@ -90,6 +90,11 @@ class Server:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def pin(self, core: int) -> None:
+        """Keep all threads of the process, and those that they start, on one core."""
+        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
+
     def kill(self) -> None:
         """kill -9, its children too: nothing is flushed, nothing is closed.
 

@@ -30,6 +30,12 @@ def spread(values: Sequence[float]) -> Spread:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def mean(values: Sequence[float]) -> Spread:
+    """Return the mean over rounds, and a margin within which it lies 19 times out of 20."""
+    margin = 2 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return {"mean": statistics.fmean(values), "margin": margin}
+
+
 def over_rounds(rounds: list[dict[str, dict[str, Any]]], contender: str, key: str) -> Spread | None:
     """Return the spread of a figure; None if this contender does not have it."""
     found = [r[contender][key] for r in rounds if key in r.get(contender, {})]
