@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from durable_endpoints.labels import terms
@@ -24,11 +26,13 @@ ROW: Final = (
     " version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,"
     " concurrency_key, labels"
 )
-_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values ({', '.join('?' * 20)})"  # noqa: S608
+_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values "  # noqa: S608 - names of columns
 _FIRST: Final = (
-    "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
-    " values (?, ?, ?, ?, ?, ?, ?)"
+    "insert into frames (id, entries, first_offset, events, hash_in, epoch, data) values "
 )
+# Rows that go in by one statement. Between two of them this thread lets the interpreter go, and a
+# busy event loop may keep it for milliseconds. At most 640 values: old SQLites take 999.
+_ROWS: Final = (32, 16, 8, 4, 2, 1)
 _NONE: Final[frozenset[str]] = frozenset()
 _INSERT: Final = (
     "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
@@ -92,8 +96,8 @@ def append(
         first = [f for f in batch if f.opening is not None]
         fenced = _NONE
         if first:  # nobody else can know these runs: there is nothing to compare
-            db.executemany(_OPEN_RUN, [_opening_row(numbers[f.run_id], f) for f in first])
-            db.executemany(_FIRST, [_first_row(numbers[f.run_id], f) for f in first])
+            _insert(db, _OPEN_RUN, [_opening_row(numbers[f.run_id], f) for f in first])
+            _insert(db, _FIRST, [_first_row(numbers[f.run_id], f) for f in first])
         if len(first) < len(batch):
             fenced = _go_on(db, [f for f in batch if f.opening is None])
         for frame in batch:
@@ -105,6 +109,22 @@ def append(
         return fenced
 
     return transaction(db, work)
+
+
+def _insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows by as few statements as can be."""
+    at = 0
+    for size in _ROWS:
+        while len(rows) - at >= size:
+            some = rows[at : at + size]
+            db.execute(_values(into, len(some[0]), size), tuple(chain.from_iterable(some)))
+            at += size
+
+
+@cache
+def _values(into: str, width: int, rows: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return into + ", ".join([row] * rows)
 
 
 def _label(db: sqlite3.Connection, run_id: str, labels: str | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from durable_endpoints.labels import merged
 from durable_endpoints.records import RunRecord, Status
 from durable_endpoints.stores.protocol import Begun, Query, Store
@@ -26,6 +28,27 @@ def test_frames_come_back_in_order_from_any_place(check: Check) -> None:
         row = await store.get("r1")
         assert row is not None
         assert (row.last_seq, row.events, row.status) == (3, 4, "running")
+
+    check(scenario)
+
+
+@pytest.mark.parametrize("count", [1, 2, 33, 75])
+def test_all_runs_of_a_batch_are_opened(check: Check, count: int) -> None:
+    """However a store parts a batch: each run has its own row, and its own bytes."""
+    ids = [f"r{number:03}" for number in range(count)]
+
+    async def scenario(store: Store) -> None:
+        batch = [
+            frame(one, opening=record(one, principal=f"p {one}"), data=one.encode(), events=number)
+            for number, one in enumerate(ids)
+        ]
+        assert not await store.append(batch)
+        for number, one in enumerate(ids):
+            row = await store.get(one)
+            assert row is not None
+            assert (row.run_id, row.principal, row.events) == (one, f"p {one}", number)
+            (found,) = await store.read(one, limit_bytes=100)
+            assert (found.data, found.events) == (one.encode(), number)
 
     check(scenario)
 
