@@ -67,7 +67,7 @@ def test_a_server_that_is_killed_meanwhile(tmp_path: Path) -> None:
     server, pid_file = CrashServer(tmp_path), tmp_path / "pid"
     with supervised(server, pid_file):
         done = verify(
-            server.url, "--path", "/tokens/restart?n=40&ms=20", "--runs", "24", "--seed", "2",
+            server.url, "--path", "/tokens/restart?n=40&ms=10", "--runs", "24", "--seed", "2",
             "--kill-pid-file", str(pid_file), "--kill-every", "1",
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
