@@ -228,7 +228,8 @@ def test_nodes_that_wait_are_lent_equal_parts_whoever_asks_first(nodes: Nodes) -
 
     async def main() -> None:
         async with sharing(nodes) as made:
-            assert [(await node.lend(many)).tokens for node in made] == [30, 0, 0]
+            first, *others = [(await node.lend(many)).tokens for node in made]
+            assert first == 30 > 3 * sum(others), others  # tokens come while they ask
             await asyncio.sleep(0.5)
             lent = [(await node.lend(many)).tokens for node in made]
             assert min(lent) >= 0.7 * max(lent), lent
