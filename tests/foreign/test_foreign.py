@@ -59,7 +59,8 @@ def judge(suite: Suite, mode: str, bare: dict[str, object], found: dict[str, str
     stale = [
         name
         for name in bare
-        if name not in found and any(matches(name, pattern) for pattern in listed)
+        if name not in found
+        and any(must and matches(name, pattern) for pattern, must in listed.items())
     ]
     assert not stale, f"listed in expected.toml, but no longer different: {stale}"
     if EVERYTHING:

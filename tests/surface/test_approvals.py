@@ -277,7 +277,8 @@ def bent(token: str) -> Iterator[str]:
     yield f"{signature}.{content}"
     yield f"{content}=.{signature}"
     raw = base64.urlsafe_b64decode(content + "=" * (-len(content) % 4))
-    for other in (raw.replace(b".", b".9", 1), raw + b"1", raw[:-1] + b"9", b"", b"..", b"\xff"):
+    last = b"8" if raw.endswith(b"9") else b"9"
+    for other in (raw.replace(b".", b".9", 1), raw + b"1", raw[:-1] + last, b"", b"..", b"\xff"):
         yield base64.urlsafe_b64encode(other).rstrip(b"=").decode() + "." + signature
     yield from ("%00", "a" * 5000, "x.y", "..%2f..", "'; drop table runs --", "%ff%fe")
 
