@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import aiosqlite
 
 from durable_endpoints import limits
-from durable_endpoints.errors import StoreError, StoreFailed, StoreRefused
+from durable_endpoints.errors import Corrupt, StoreError, StoreFailed, StoreRefused
 from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
 from durable_endpoints.stores import statements, waits
 from durable_endpoints.stores.nodes import Nodes
@@ -31,6 +31,7 @@ SCHEMA: Final = 2
 # What a commit adds to the log besides the frames: some index and table pages.
 _COMMIT_BYTES: Final = 12 * limits.KIB
 _SQL: Final = Path(__file__).parent / "sql"
+_DAMAGE: Final = "malformed"  # what SQLite says of a page that it cannot make sense of
 
 
 class _Connection(aiosqlite.Connection):
@@ -113,7 +114,14 @@ class SQLiteStore:
         self, run_id: str, *, seq: int = 0, offset: int | None = None, limit_bytes: int
     ) -> list[StoredFrame]:
         """See `Store.read`."""
-        return await self._read(lambda db: statements.read(db, run_id, seq, offset, limit_bytes))
+        try:
+            return await self._read(
+                lambda db: statements.read(db, run_id, seq, offset, limit_bytes)
+            )
+        except StoreFailed as error:
+            if _DAMAGE in str(error):  # nobody knows of more than this run
+                raise Corrupt(f"run {run_id}: {error}") from error
+            raise
 
     async def get(self, run_id: str) -> RunRecord | None:
         """See `Store.get`."""
@@ -242,7 +250,7 @@ class SQLiteStore:
         except sqlite3.Error as error:
             # After a failed sync SQLite goes on as if nothing had happened; we must not (I9).
             self.failed = f"a write to {self.path} failed with unknown outcome: {error}"
-            if "malformed" in str(error):
+            if _DAMAGE in str(error):
                 self._owner.note_damage()
             raise StoreFailed(self.failed) from error
 

@@ -155,6 +155,20 @@ async def json_steps(held: Held, n: int = 20, ms: float = 20) -> dict[str, Any]:
     return {"held": held, "made": made}
 
 
+@step
+async def steady(label: str, ms: float) -> Made:
+    made = executed(label)
+    await asyncio.sleep(ms / 1000)
+    return made
+
+
+@routes.post("/steady")
+@durable
+async def one_step(ms: float) -> Made:
+    """One step that takes just so long."""
+    return await steady("steady", ms)
+
+
 @routes.post("/sync")
 @durable
 def sync_steps(n: int = 8, ms: float = 20) -> dict[str, Any]:

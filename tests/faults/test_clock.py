@@ -72,10 +72,10 @@ def test_a_suspect_does_not_wait_for_a_clock_that_went_back(tmp_path: Path) -> N
     offset = tmp_path / "offset"
     server = CrashServer(tmp_path, env=environment(offset))
     server.start()
-    with httpx.stream("POST", f"{server.url}/json?n=2&ms=1500", headers={"prefer": "respond-async"}
-                      ) as response:  # fmt: skip
+    headers = {"prefer": "respond-async"}
+    with httpx.stream("POST", f"{server.url}/steady?ms=3000", headers=headers) as response:
         run_id = response.headers["durable-run-id"]
-    server.restart()  # and killed again before any step is recorded: a suspect
+    server.restart()  # and killed again before its step is recorded: a suspect
     deadline = time.monotonic() + 20
     while show(server, run_id)["attempts"] == 1:
         assert time.monotonic() < deadline

@@ -19,8 +19,9 @@ from types import ModuleType
 import httpx
 import pytest
 
-from durable_endpoints import Engine, SQLiteStore, StoreRefused
+from durable_endpoints import Engine, SQLiteStore, StoreRefused, durable
 from tests.crash.process import CrashServer
+from tests.engine.worlds import world
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 FLIPS = 60
@@ -202,6 +203,35 @@ def test_a_schema_that_cannot_even_be_quoted_is_refused(tmp_path: Path) -> None:
     file.write_bytes(data[:at] + b"\xa0" + data[at + 1 :])
     with pytest.raises(StoreRefused, match="cannot be opened"):
         asyncio.run(open_and_close())
+
+
+@durable
+async def endless() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_run_of_which_sqlite_can_read_nothing_is_set_aside_at_once(tmp_path: Path) -> None:
+    """As one whose bytes fail their checksum: to try again and again would mend nothing."""
+    file = tmp_path / "durable.db"
+
+    async def begin() -> str:
+        async with world(SQLiteStore(file)) as one:
+            run = await one.start(endless)
+            await (await one.engine.observe(run.id)).durable(0)
+            return run.id
+
+    async def come_back(run_id: str) -> str:
+        async with world(SQLiteStore(file)) as one:
+            return (await one.ended(run_id)).status
+
+    run_id = asyncio.run(begin())
+    with closing(sqlite3.connect(file)) as database:
+        sql = "select rootpage from sqlite_master where name = 'frames'"
+        (page,) = database.execute(sql).fetchone()
+    data = bytearray(file.read_bytes())
+    data[(page - 1) * PAGE] ^= 0xFF
+    file.write_bytes(data)
+    assert asyncio.run(come_back(run_id)) == "dead"
 
 
 @pytest.mark.parametrize("by", [1, -1])
