@@ -16,6 +16,8 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -134,17 +136,27 @@ def turn(server: Server, seconds: float) -> tuple[Samples, Figure]:
     }
 
 
+@contextmanager
+def apart() -> Iterator[int]:
+    """Leave a core to the server, and return it; what is measured next has all of them again."""
+    cores = os.sched_getaffinity(0)
+    core, *others = sorted(cores)
+    if not others:
+        raise SystemExit("it takes two cores: one for the server, one for those who ask it")
+    os.sched_setaffinity(0, others)
+    try:
+        yield core
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def rounds(count: int, seconds: float, people: int, progress: Progress) -> Figure:
     """Measure with nobody and with somebody in turns; read back in the end what was answered."""
     task = progress.add_task("console", total=count)
     all_samples, found = [], []
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    core, *others = sorted(os.sched_getaffinity(0))
-    if not others:
-        raise SystemExit("it takes two cores: one for the server, one for those who ask it")
-    os.sched_setaffinity(0, others)
-    with phases.serving(DURABLE, DIRECTORY) as server:
+    with apart() as core, phases.serving(DURABLE, DIRECTORY) as server:
         server.pin(core)
         looking = context.Process(target=look, args=(server.port, people, theirs), daemon=True)
         looking.start()
@@ -200,6 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
     parser.add_argument("--out", type=Path, default=RESULTS / "console.json")
     options = parser.parse_args(arguments)
+    if options.rounds < 2:
+        parser.error("it takes two rounds to say how sure a figure is")
     count, seconds = (2, 2.0) if options.quick else (options.rounds, options.seconds)
     with Progress(console=Console(stderr=True)) as progress:
         found = rounds(count, seconds, options.people, progress)

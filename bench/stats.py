@@ -31,8 +31,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def mean(values: Sequence[float]) -> Spread:
-    """Return the mean over rounds, and a margin within which it lies 19 times out of 20."""
-    margin = 2 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    """Return the mean over two rounds or more, and the margin of 19 times out of 20."""
+    margin = 2 * statistics.stdev(values) / math.sqrt(len(values))
     return {"mean": statistics.fmean(values), "margin": margin}
 
 

@@ -117,6 +117,8 @@ class Store(Protocol):
 
         Stops once `limit_bytes` are reached; at least one frame if there is one. Sees only what
         is durable.
+
+        Raises: Corrupt if the store cannot make sense of what it holds of this run (I20).
         """
         ...
 
