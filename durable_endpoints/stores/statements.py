@@ -199,6 +199,18 @@ def _advance_row(frame: Frame) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+# A long run is not looked through from its start for what is new at its end.
+_LAST: Final = (
+    "select id from frames where id between ? and ? and first_offset <= ? order by id desc limit 1"
+)
+_OFFSET_MAX: Final = (1 << 63) - 1
+_READ: Final = (
+    "select id, entries, first_offset, events, hash_in, data from frames"
+    " where id between ? and ? and (id & ?) + entries > ? and first_offset + events > ?"
+    " order by id"
+)
+
+
 def read(
     db: sqlite3.Connection, run_id: str, seq: int, offset: int | None, limit_bytes: int
 ) -> list[StoredFrame]:
@@ -206,21 +218,27 @@ def read(
     row = db.execute("select no from runs where run_id = ?", (run_id,)).fetchone()
     if row is None:
         return []
-    low, high = row[0] << SEQ_BITS, (row[0] + 1) << SEQ_BITS
-    sql = (
-        "select id, entries, first_offset, events, hash_in, data from frames"
-        " where id between ? and ? and (id & ?) + entries > ? and first_offset + events > ?"
-        " order by id"
-    )
+    low = row[0] << SEQ_BITS
+    high = low + SEQ_MAX
+    begin = _last_frame(db, low, low + min(seq, SEQ_MAX)) if seq else low
+    if offset:
+        begin = _last_frame(db, begin, high, offset)
     found: list[StoredFrame] = []
     size = 0
     wanted = -1 if offset is None else offset
-    for number, *rest in db.execute(sql, (low, high - 1, SEQ_MAX, seq, wanted)):
+    values = (begin, high, SEQ_MAX, seq, wanted)
+    for number, *rest in db.execute(_READ, values):
         found.append(StoredFrame(number & SEQ_MAX, *rest))
         size += len(found[-1].data)
         if size >= limit_bytes:
             break
     return found
+
+
+def _last_frame(db: sqlite3.Connection, low: int, high: int, offset: int = _OFFSET_MAX) -> int:
+    """Return the id of the last frame that begins at most at an event; `low` if there is none."""
+    row = db.execute(_LAST, (low, high, offset)).fetchone()
+    return row[0] if row else low
 
 
 def claim(
