@@ -67,9 +67,12 @@ class Codec:
         if self._adapter is not None:
             data = self.encode(value)
             return data, self.decode(data)
-        data = dumps(value, self.where)
-        if len(data) > RESULT_BYTES_MAX:
-            raise PayloadTooLarge(self.where, len(data), RESULT_BYTES_MAX)
+        try:
+            data = orjson.dumps(value, option=_CANONICAL)
+        except (TypeError, RecursionError):
+            data = b"null"  # looked at again, for what to say of it
+        if b"null" in data or len(data) > RESULT_BYTES_MAX:
+            data = self.encode(value)
         return data, value if type(value) in _SCALARS else orjson.loads(data)
 
 

@@ -8,9 +8,12 @@ from typing import Final
 
 import orjson
 
-from durable_endpoints.records import Entry, Kind
+from durable_endpoints.records import EVENT_KINDS, Entry, Kind
 
+# Sets are made once: a long journal is asked for each entry, and naming a kind takes a while.
 _FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT, Kind.INTENT})
+_STREAMED: Final = frozenset({Kind.STREAM, Kind.ITEM})
+_SENT: Final = EVENT_KINDS - {Kind.REWIND}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def _offsets(entries: Sequence[Entry]) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     offset = 0
     for entry in entries:
-        if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT, Kind.REWIND):
+        if entry.kind in EVENT_KINDS:
             if entry.kind == Kind.REWIND:
                 to = int(orjson.loads(entry.payload)["to"])
                 found = [pair for pair in found if pair[1] <= to]
@@ -121,9 +124,9 @@ def standing(entries: Sequence[Entry]) -> list[Entry]:
     for entry in entries:
         if entry.kind in _FAILURES and entry.seq < retried.get(entry.key, -1):
             continue
-        if entry.kind in (Kind.STREAM, Kind.ITEM) and entry.seq < last_reset.get(entry.key, -1):
+        if entry.kind in _STREAMED and entry.seq < last_reset.get(entry.key, -1):
             continue
-        if entry.kind in (Kind.HEAD, Kind.CHUNK, Kind.EMIT) and entry.seq not in events:
+        if entry.kind in _SENT and entry.seq not in events:
             continue
         kept.append(entry)
     return kept

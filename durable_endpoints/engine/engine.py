@@ -172,6 +172,8 @@ class Engine:
             del self.runs[run.id]
             if not run.ended and run.gone is None:
                 self._keep_idle(run)
+            elif run.over:  # a circle, which only the garbage collector would find
+                run.pace.caller = None
 
     def _keep_idle(self, run: LiveRun) -> None:
         """Keep a run for its readers, for as long as there are any."""

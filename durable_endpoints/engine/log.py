@@ -101,7 +101,7 @@ class Log:
         self.host = host
         self.store = store
         self.clock = clock
-        self.now_ms = clock.now_ms
+        self.now_ms, self.monotonic_s = clock.now_ms, clock.monotonic_s
         self.loop = asyncio.get_running_loop()
         self.thread_id = threading.get_ident()
         self.observer: Observer | None = None

@@ -85,7 +85,7 @@ def hash_args(
     except (TypeError, RecursionError):
         return 0, b""
     check = crc32(data)
-    if spec.secret or len(data) > ARGS_BYTES_MAX or names_secret(data):
+    if spec.secret or len(data) > ARGS_BYTES_MAX or (b":" in data and names_secret(data)):
         return check, b""
     return check, data
 
@@ -143,14 +143,13 @@ async def run_step(
     replay = run.replay
     if replay is not None:
         replay.working += 1
-    life = scope.begin_work(ident)
-    monotonic_s = run.log.clock.monotonic_s
-    began_s = monotonic_s()
+    log, life = run.log, scope.begin_work(ident)
+    began_s = log.monotonic_s()
     token = SCOPE.set(scope.inside_step())
     failure: Exception | None = None
     value = None
     try:
-        observer = run.log.observer
+        observer = log.observer
         work = function(*args, **kwargs)
         work = work if observer is None else observed(observer.attempt(run, ident, spec), work)
         value = await (work if spec.timeout_s is None else timed(work, spec.timeout_s))
@@ -166,16 +165,16 @@ async def run_step(
         data, value = spec.codec.record(value)
     else:
         kind, data = _STEP_FAILED, failures.dump(failure)
-    now_s = monotonic_s()
-    if run.pace.hogs(began_s, now_s):
-        await run.pace.give_way(run)
-    if run.replay is not None or run.log.full or life.over:
+    now_s, pace = log.monotonic_s(), run.pace
+    if pace.hogs(began_s, now_s):
+        await pace.give_way(run)
+    if run.replay is not None or log.full or life.over:
         await settle(run, scope)
     took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
-    run.log.meters.took_us.append(took_us)
+    log.meters.took_us.append(took_us)
     key = f"{ident} {spec.name}".encode()
     seq = run.append(kind, key, data, check, took_us, recorded_args)
-    if run.strict or run.pace.shared:
+    if run.strict or pace.shared:
         await deliver(run, seq)
     if failure is not None:
         raise as_recorded(spec, failure)
