@@ -250,11 +250,11 @@ def _groups(spans: Sequence[Span], scale: Scale, whole: int) -> list[Row]:
     for name in order[:GROUPS_MAX]:
         group = names[name]
         failed = [_end(span, whole) for span in group if span.failed]
-        counts = _slots([_end(span, whole) for span in group], scale)
+        counts = _slots(sorted(_end(span, whole) for span in group), scale)
         took = sum(_end(span, whole) - span.begin_us for span in group) / 1000
         row = Row(name, group[0].sort, f"{name}: {len(group):,} steps, {duration(took)} in all")
         row.path = histogram(counts, _HEIGHT)
-        row.failed_path = histogram(_slots(failed, scale), _HEIGHT, max(counts))
+        row.failed_path = histogram(_slots(sorted(failed), scale), _HEIGHT, max(counts))
         row.badges = [f"{len(group):,} steps", duration(took)]
         row.badges += [f"{len(failed):,} failed"] if failed else []
         row.failed = bool(failed)
@@ -266,18 +266,10 @@ def _groups(spans: Sequence[Span], scale: Scale, whole: int) -> list[Row]:
 
 
 def _slots(times_us: Sequence[int], scale: Scale) -> list[int]:
-    """Count times by place on the axis."""
-    counts = [0] * BINS
-    ordered = times_us if _is_sorted(times_us) else sorted(times_us)
-    for index in range(BINS):
-        low = scale.time(index / BINS) if index else scale.begin_us
-        high = scale.time((index + 1) / BINS) if index < BINS - 1 else scale.end_us + 1
-        counts[index] = bisect_left(ordered, high) - bisect_left(ordered, low)
-    return counts
-
-
-def _is_sorted(times: Sequence[int]) -> bool:
-    return all(times[i] <= times[i + 1] for i in range(len(times) - 1))
+    """Count times, which are in order, by place on the axis."""
+    edges = [scale.begin_us, *(scale.time(i / BINS) for i in range(1, BINS)), scale.end_us + 1]
+    below = [bisect_left(times_us, edge) for edge in edges]
+    return [high - low for low, high in pairwise(below)]
 
 
 def _silences(digest: Digest, whole: int) -> list[tuple[int, int]]:
@@ -287,7 +279,7 @@ def _silences(digest: Digest, whole: int) -> list[tuple[int, int]]:
         busy += span.tries
         end = span.part_us if span.sort in _WAITS else _end(span, whole)
         busy.append((span.part_us, end))
-    busy += [(at, at) for at in digest.events_us]
+    busy += zip(digest.events_us, digest.events_us, strict=True)
     busy += [(mark.at_us, mark.at_us) for mark in digest.marks]
     return silences(busy, whole)
 

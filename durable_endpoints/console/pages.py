@@ -16,6 +16,7 @@ from durable_endpoints.stores.protocol import WaitQuery
 if TYPE_CHECKING:
     from starlette.responses import Response
 
+    from durable_endpoints.console.search import Found
     from durable_endpoints.console.visit import Visit
 
 _CHART_HEIGHT: Final = 40
@@ -34,6 +35,10 @@ _SAMPLED: Final = (
     ("Log file", "", "log_bytes", "bytes"),
 )
 _SETTINGS_MS: Final = 30_000
+# How often the list asks again, in seconds: the second, when all of it is new by then, and nobody
+# could read it anyway.
+LOOK_S: Final = 2
+LOOK_BUSY_S: Final = 5
 
 
 async def runs(visit: Visit) -> Response:
@@ -43,13 +48,19 @@ async def runs(visit: Visit) -> Response:
     found = await search(visit.store, asked, visit.now_ms)
     values: dict[str, Any] = {
         "asked": asked, "found": found, "tally": visit.console.tally, "statuses": STATUSES,
-        "ended": TERMINAL, "live": not asked.before,
+        "ended": TERMINAL, "live": not asked.before, "every_s": _every_s(found, visit.now_ms),
         "bulk": actions_for_all(asked.status) if visit.visitor.may_act else [],
     }  # fmt: skip
     if visit.partial:
         return visit.page("runs_live.html", **values)
     done = BY_NAME.get(visit.request.query_params.get("done", ""))
     return visit.page("runs.html", tab="runs", ages=AGES, done=done, **values)
+
+
+def _every_s(found: Found, now_ms: int) -> int:
+    if found.older is None or not found.runs:
+        return LOOK_S
+    return LOOK_BUSY_S if now_ms - found.runs[-1].created_at_ms < LOOK_S * 1000 else LOOK_S
 
 
 async def waiting(visit: Visit) -> Response:

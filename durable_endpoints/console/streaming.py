@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 EVENTS_SHOWN: Final = 300
 _PIECE: Final = 200
-# A page that is redrawn more often than this is no easier to read.
-_PAUSE_S: Final = 0.1
+# A page that is redrawn more often than this is no easier to read, and each time costs the runs.
+_PAUSE_S: Final = 0.5
 _BEAT_S: Final = 15.0
 _LOOK_S: Final = 1.0
 HEARTBEAT: Final = b": hb\n"

@@ -30,8 +30,9 @@ MINUTES: Final = 60
 BACKLOG_ROWS_MAX: Final = 20_000
 # Ids are dealt a moment before their runs are durable: the last seconds are counted again.
 _OVERLAP_MS: Final = 2_000
-_INTERVAL_MS: Final = 1_000
-# A look that takes long is followed by a longer pause: counting must not slow what it counts.
+_INTERVAL_MS: Final = 1_500  # a page that asks every two seconds always finds new counts
+# A look that takes long is followed by a longer pause: counting must not slow what it counts. But
+# what has come meanwhile is counted by the next one, so that much longer pauses would save nothing.
 _PAUSE_FACTOR: Final = 50
 _FOLLOWED_MAX: Final = 20_000
 _ASKED_MAX: Final = 200

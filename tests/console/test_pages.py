@@ -14,6 +14,9 @@ import httpx
 import pytest
 
 import durable_endpoints.console as console
+from durable_endpoints.console.pages import LOOK_BUSY_S, LOOK_S, _every_s
+from durable_endpoints.console.search import Found
+from durable_endpoints.records import RunRecord
 from tests.console.runs import begun, ended, send, token_of, waiting
 from tests.console.seed import dead_runs
 from tests.support.server import Server
@@ -32,6 +35,10 @@ NOBODY = "01999999-9999-7999-8999-999999999999"
 @pytest.mark.parametrize("name", VENDORED)
 def test_vendored_files_are_the_released_ones(name: str) -> None:
     assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == VENDORED[name]
+
+
+def record_of(created_at_ms: int) -> RunRecord:
+    return RunRecord(NOBODY, "POST /ask", "running", created_at_ms, created_at_ms)
 
 
 def test_every_page_is_guarded(client: httpx.Client) -> None:
@@ -68,6 +75,16 @@ def test_static_files_are_kept_and_there_are_no_others(client: httpx.Client) -> 
     for name in ("../app.py", "%2e%2e/app.py", "base.html", ""):
         assert client.get(f"/_durable/console/static/{name}").status_code in (404, 200)
         assert "import" not in client.get(f"/_durable/console/static/{name}").text
+
+
+def test_a_list_that_is_new_at_every_look_asks_less_often(client: httpx.Client) -> None:
+    run = Found([record_of(50_000), record_of(49_500)], older="more")
+    assert _every_s(run, 51_000) == LOOK_BUSY_S
+    assert _every_s(run, 51_500) == LOOK_S
+    assert _every_s(Found(run.runs), 51_000) == LOOK_S  # all runs that there are
+    assert _every_s(Found([], older="more"), 51_000) == LOOK_S  # searched for, not found yet
+    ended(client, "/ask")
+    assert f'hx-trigger="every {LOOK_S}s"' in client.get("/_durable/").text
 
 
 def test_without_a_slash_and_under_control_routes(client: httpx.Client) -> None:
