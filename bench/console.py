@@ -1,18 +1,21 @@
 """What an open console costs the runs: `python -m bench.console --help`.
 
-One server under the load of 32 clients, with and without somebody who looks, in turns of ten
-seconds. Whoever looks has every live page of the console open, asks for each as often as the page
-itself does, and follows a run's events; in a process of its own. The server has a core to itself,
-so that all that the console makes it do is taken from its throughput.
+One server under the load of 32 clients, with and without people who look, in turns of ten seconds.
+Whoever looks has every live page of the console open, asks for each as often as the page itself
+does, and follows a run's events; in a process of its own. The server has a core to itself, so that
+all that the console makes it do is taken from its throughput. What one of them costs is less than
+what the machine's own noise adds and takes, so there are eight, and the figure is a person's share.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import http.client
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import threading
 import time
@@ -36,11 +39,12 @@ from bench.stats import mean, number, spread
 DIRECTORY = WORK / "run" / "console"
 COST_PCT_MAX = 2.0  # of the throughput
 _RUN: Final = "/_durable/console/runs/{run}"
-# The live pages, and every how many seconds each of them asks again.
+# The live pages. Each says itself how soon it asks again.
 PAGES: Final = (
-    ("/_durable/", 2.0), ("/_durable/console/waiting", 2.0), ("/_durable/console/health", 5.0),
-    (_RUN, 2.0), (f"{_RUN}/head", 2.0),
+    "/_durable/", "/_durable/console/waiting", "/_durable/console/health", _RUN, f"{_RUN}/head"
 )  # fmt: skip
+_EVERY: Final = re.compile(rb'hx-trigger="every (\d+)s')
+_FOLLOWED: Final = re.compile(r'hx-sse:connect="([^"]+)"')
 _PARTIAL: Final = {"hx-request": "true", "hx-request-type": "partial"}
 Figure = dict[str, Any]
 
@@ -57,9 +61,9 @@ class Looker:
         self._wrong: list[str] = []
         self._run = self._slow_run()
         for _ in range(people):
-            for path, every in PAGES:
-                self._begin(self._poll, path.format(run=self._run), every)
-            self._begin(self._follow, f"{_RUN}/events.sse".format(run=self._run))
+            for path in PAGES:
+                self._begin(self._poll, path.format(run=self._run))
+            self._begin(self._follow, f"{_RUN}/events".format(run=self._run))
 
     def _begin(self, work: Any, *args: Any) -> None:
         threading.Thread(target=self._guarded, args=(work, *args), daemon=True).start()
@@ -81,7 +85,7 @@ class Looker:
         connection.close()
         return run_id
 
-    def _poll(self, path: str, every: float) -> None:
+    def _poll(self, path: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         while self._looking.wait():
             began = time.monotonic()
@@ -92,12 +96,20 @@ class Looker:
                 raise BadAnswer(f"{response.status} {body[:200]!r}")
             connection.close()  # servers close idle ones, and this one is idle for seconds
             self._note(len(body))
-            time.sleep(max(0.0, every - (time.monotonic() - began)))
+            every = _EVERY.search(body)
+            if every is None:
+                raise BadAnswer(f"{path} is not live")
+            time.sleep(max(0.0, int(every[1]) - (time.monotonic() - began)))
 
-    def _follow(self, path: str) -> None:
+    def _follow(self, page: str) -> None:
+        """Open a run's page of events, and follow them from where it says."""
         self._looking.wait()
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        connection.request("GET", path)
+        connection.request("GET", page)
+        found = _FOLLOWED.search(connection.getresponse().read().decode())
+        if found is None:
+            raise BadAnswer(f"{page} follows nothing")
+        connection.request("GET", html.unescape(found[1]))
         response = connection.getresponse()
         if response.status != 200:
             raise BadAnswer(f"{response.status}")
@@ -190,11 +202,12 @@ def rounds(count: int, seconds: float, people: int, progress: Progress) -> Figur
     return {"rounds": found, "read_back": {"answers": answers, **kept}}
 
 
-def summarize(found: list[Figure]) -> Figure:
-    """Return what an open console takes, in per cent of the same round without it."""
+def summarize(found: list[Figure], people: int) -> Figure:
+    """Return what an open console takes, a person, in per cent of the same round without it."""
 
     def taken(figure: str, sign: int) -> dict[str, float]:
-        each = [sign * 100 * (one["open"][figure] / one["shut"][figure] - 1) for one in found]
+        share = sign * 100 / people
+        each = [share * (one["open"][figure] / one["shut"][figure] - 1) for one in found]
         return spread(each) | mean(each)
 
     return {
@@ -208,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.console", description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
-    parser.add_argument("--people", type=int, default=1, help="who look, with all pages each")
+    parser.add_argument("--people", type=int, default=8, help="who look, with all pages each")
     parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
     parser.add_argument("--out", type=Path, default=RESULTS / "console.json")
     options = parser.parse_args(arguments)
@@ -217,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     count, seconds = (2, 2.0) if options.quick else (options.rounds, options.seconds)
     with Progress(console=Console(stderr=True)) as progress:
         found = rounds(count, seconds, options.people, progress)
-    summary = summarize(found["rounds"])
+    summary = summarize(found["rounds"], options.people)
     result = {
         "kind": "console", "machine": machine.describe(WORK),
         "settings": {"rounds": count, "seconds": seconds, "people": options.people},
@@ -229,15 +242,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show(summary: Figure, console: Console) -> None:
-    """Print what was lost; a result above the limit is named."""
-    for what, figure in (("throughput lost", "throughput_lost_pct"),
+    """Print what was lost; a result above the limit, or not surely below it, is named."""
+    for what, figure in (("throughput lost, a person", "throughput_lost_pct"),
                          ("CPU added to a run", "cpu_added_pct")):  # fmt: skip
         one = summary[figure]
-        console.print(f"{what:20} {number(one['mean'])} % ± {number(one['margin'])} "
+        console.print(f"{what:26} {number(one['mean'])} % ± {number(one['margin'])} "
                       f"({number(one['min'])} to {number(one['max'])})")  # fmt: skip
     console.print(f"answers of the console in a turn: {number(summary['answers_seen'])}")
-    if summary["throughput_lost_pct"]["mean"] > COST_PCT_MAX:
+    lost = summary["throughput_lost_pct"]
+    if lost["mean"] > COST_PCT_MAX:
         console.print(f"more than {COST_PCT_MAX:g} % of the throughput", style="bold red")
+    elif lost["mean"] + lost["margin"] > COST_PCT_MAX:
+        console.print(f"not surely below {COST_PCT_MAX:g} % of the throughput", style="bold red")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Executions:
     def read(cls, directory: Path) -> Executions:
         counts: dict[str, Counter[tuple[int, int]]] = {"began": Counter(), "ended": Counter()}
         log = directory / "executions.log"
-        for line in log.read_text().splitlines() if log.exists() else ():
+        text = log.read_text() if log.exists() else ""
+        for line in text[: text.rfind("\n") + 1].splitlines():  # the last may be half written
             what, job, number = line.split()
             counts[what][int(job), int(number)] += 1
         return cls(counts["began"], counts["ended"])

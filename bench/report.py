@@ -18,6 +18,8 @@ START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 Row = list[str]
 _BUSY_PCT = 8.0
 _SIDE_BY_SIDE = 4  # contenders; more of them get a row each instead of a column
+_ON_DISK = "on disk when the answer leaves"
+_ROOM_FOR_ON_DISK = 160  # characters of a line; a narrower one would show it letter by letter
 
 
 def _cell(spread: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
@@ -77,9 +79,7 @@ def by_contender(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
     ]
     slow = result.get("slow", {})
     columns = ["", *(name for name, *_ in wanted)]
-    columns += [f"+{delay} ms a sync: p50 ms" for delay in slow] + [
-        "on disk when the answer leaves"
-    ]
+    columns += [f"+{delay} ms a sync: p50 ms" for delay in slow] + [_ON_DISK]
     rows = []
     for key, contender in result["contenders"].items():
         figures = [
@@ -156,9 +156,11 @@ _ROWS = {"overhead": overhead_rows, "recovery": recovery_rows, "scale": scale_ro
 def show(result: dict[str, Any], console: Console) -> None:
     """Print a result's table."""
     columns, rows = table(result)
+    if columns[-1] == _ON_DISK and console.width < _ROOM_FOR_ON_DISK:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     drawn = Table(title=f"{result['kind']} at {result['machine']['commit']}")
     for n, name in enumerate(columns):
-        drawn.add_column(name, justify="right" if n else "left")
+        drawn.add_column(name, justify="right" if n else "left", no_wrap=n == 0, min_width=6)
     for row in rows:
         drawn.add_row(*row)
     console.print(drawn)
@@ -220,6 +222,9 @@ def section() -> str:
             f"{settings['step_ms']:g} ms, executions counted outside the process:",
             markdown(recovery),
         ]
+    grown = _load("scale")
+    if grown is not None:
+        parts += ["What grows with a run, with its readers and with the store:", markdown(grown)]
     return "\n\n".join(parts)
 
 
