@@ -57,7 +57,7 @@ GROUPS = {
     ), CUT_STREAMS),
     "told": Group((
         "item.done:40", "step_failed.begin", "item.done:40", "step_failed.done",
-        "step_failed.done:2",
+        "item.done:20", "step_failed.done",  # all cut streams may fail in one append
     ), TOLD),
     "leaving": Group((
         "append.done:40", "release.begin", "release.done", "close.begin", "close.done",

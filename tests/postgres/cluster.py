@@ -34,6 +34,8 @@ TTL_S = 2.0
 SLACK_S = 8.0
 FINISH_S = 60.0
 PATIENCE_S = 30.0
+# How many runs a node has when its trouble begins: some of them are still there when it is gone.
+RUNS_MIN = 2
 QUIET = ("--log-level", "warning", "--no-access-log")
 
 
@@ -198,15 +200,28 @@ class Fleet:
         )
         return str(row["node"])
 
+    async def at_work(self, node: Node) -> str:
+        """Return the store's name of a node, once it has more runs than end in a moment."""
+        name = await self.node_of(node)
+        deadline = time.monotonic() + PATIENCE_S
+        while await self._running(name) < RUNS_MIN:
+            assert time.monotonic() < deadline, "a node is given no runs"
+            await asyncio.sleep(0.02)
+        return name
+
     async def taken_over(self, name: str) -> None:
         """Wait until nothing is left to a node that is gone; note how long it took (I16)."""
         began_s = time.monotonic()
-        asked = "select count(*) from runs where owner = $1 and status = 'running'"
         deadline = began_s + PATIENCE_S
-        while (await self.query(asked, name))[0][0]:
+        self.report.interrupted += await self._running(name)
+        while await self._running(name):
             assert time.monotonic() < deadline, "runs of a node that is gone are not taken over"
             await asyncio.sleep(0.05)
         self.takeovers_s.append(time.monotonic() - began_s)
+
+    async def _running(self, name: str) -> int:
+        asked = "select count(*) from runs where owner = $1 and status = 'running'"
+        return int((await self.query(asked, name))[0][0])
 
     def log_size(self) -> int:
         """Return the size of the executions' log."""

@@ -39,7 +39,7 @@ def test_i2_i5_i16_rolling_kills(
 ) -> None:
     async def kill(fleet: Fleet) -> None:
         node = one_of(fleet)
-        name = await fleet.node_of(node)
+        name = await fleet.at_work(node)
         await node.kill()
         await asyncio.gather(fleet.taken_over(name), node.start())
 
@@ -52,7 +52,7 @@ def test_i3_i6_a_node_that_is_paused_beyond_its_lease(
 ) -> None:
     async def pause(fleet: Fleet) -> None:
         node = one_of(fleet)
-        name, since = await fleet.node_of(node), fleet.log_size()
+        name, since = await fleet.at_work(node), fleet.log_size()
         node.server.signal(signal.SIGSTOP)
         await asyncio.sleep(0.3)
         node.out = True
@@ -97,7 +97,7 @@ def test_i16_a_node_that_is_cut_off_from_the_database(
 ) -> None:
     async def cut_off(fleet: Fleet) -> None:
         node = one_of(fleet)
-        name = await fleet.node_of(node)
+        name = await fleet.at_work(node)
         node.proxy.refusing = True
         node.proxy.stall()
         await fleet.taken_over(name)
@@ -115,7 +115,7 @@ def test_i22_a_node_that_is_stopped_hands_over_at_once(
 
     async def stop(fleet: Fleet) -> None:
         node = one_of(fleet)
-        name = await fleet.node_of(node)
+        name = await fleet.at_work(node)
         node.out = True
         assert await asyncio.to_thread(node.server.terminate) in (0, -signal.SIGTERM)
         await asyncio.gather(fleet.taken_over(name), node.start())
