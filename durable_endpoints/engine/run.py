@@ -234,7 +234,7 @@ class LiveRun:
     def suspend(self) -> None:
         """Leave memory until a timer, a signal or somebody's word brings the run back."""
         self.park("suspended", None)
-        self._progress = True  # it came to its wait
+        self._progress |= not self.waits.interrupted  # it came to its wait, not to it again
         self.resting, self.fenced = True, "the run is suspended"
         if self.task is not None:
             self.task.cancel(self.fenced)

@@ -42,6 +42,7 @@ GUARDS: Final = "tests/crash/test_guards.py"
 GUARDS_HTTP: Final = "tests/crash/test_guards_http.py"
 DEADLINES: Final = "tests/engine/test_deadlines.py"
 REPLAY: Final = "tests/engine/test_replay.py"
+WAITS: Final = "tests/engine/test_waits.py"
 DISK: Final = "tests/faults/test_disk_errors.py"
 POINTS: Final = "tests/crash/test_crash_points.py"
 SIMULATION: Final = Schedules(0, 900)
@@ -323,5 +324,11 @@ MUTANTS: Final = (
         "M44", "a timeout cuts a run that is on its way to its endpoint (I16)",
         (Patch("engine/waits.py", "or not run.caught_up or", "or run.replay is not None or"),),
         (f"{DEADLINES}::test_a_timeout_that_is_over_finds_a_woken_run_wherever_it_is",),
+    ),
+    Mutant(
+        "M45", "coming to the same wait again counts as progress (I17)",
+        (Patch("engine/run.py", "self._progress |= not self.waits.interrupted",
+               "self._progress = True"),),
+        (f"{WAITS}::test_i17_coming_to_the_same_wait_after_a_crash_is_no_progress",),
     ),
 )  # fmt: skip

@@ -300,3 +300,28 @@ def test_cancelling_a_parent_cancels_its_children() -> None:
                 await asyncio.sleep(0.005)
 
     play(scenario)
+
+
+def test_i17_coming_to_the_same_wait_after_a_crash_is_no_progress() -> None:
+    """What ends the process once its wait is over would otherwise be tried again for ever."""
+
+    async def attempts(one: World, run_id: str) -> int:
+        record = await one.store.get(run_id)
+        assert record is not None
+        return record.attempts
+
+    async def scenario(one: World) -> None:
+        run = await one.start(asks, "go")
+        async with asyncio.timeout(PATIENCE_S):
+            while not one.engine.runs[run.id].waits.open:
+                await asyncio.sleep(0.001)
+        await one.idle()
+        await one.crash()
+        await one.boot()
+        await until_status(one, run.id, "suspended")
+        assert await attempts(one, run.id) == 1
+        await (await one.run_of(run.id)).signal("go", None)
+        assert await (await one.ended(run.id)).result() == ["asked", None]
+        assert await attempts(one, run.id) == 0
+
+    play(scenario)

@@ -20,6 +20,7 @@ from tests.support import sometimes
 ROOT = Path(__file__).parents[2]
 SCHEDULES = 900
 CONTROLS = 50
+FOUND = (500590,)  # a run that ends the process when its wait is over
 
 
 def simulated(place: Path, *options: str, jobs: int = 2) -> dict[str, Any]:
@@ -44,6 +45,12 @@ def test_no_schedule_breaks_a_promise(tmp_path: Path) -> None:
     assert found["failures"] == {}
     assert found["schedules"] == SCHEDULES
     assert sometimes.missing(sometimes.SIMULATION, found["seen"]) == []
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_a_schedule_that_broke_a_promise_once(seed: int, tmp_path: Path) -> None:
+    found = simulated(tmp_path, "--first", str(seed), "--schedules", "1")
+    assert found["failures"] == {}
 
 
 def test_a_schedule_is_the_same_every_time(tmp_path: Path) -> None:
