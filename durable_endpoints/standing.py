@@ -14,6 +14,8 @@ from durable_endpoints.records import EVENT_KINDS, Entry, Kind
 _FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT, Kind.INTENT})
 _STREAMED: Final = frozenset({Kind.STREAM, Kind.ITEM})
 _SENT: Final = EVENT_KINDS - {Kind.REWIND}
+_STREAM_LIFE: Final = _STREAMED | {Kind.STREAM_END, Kind.STEP_FAILED}
+_VOIDING: Final = frozenset({Kind.RESET, Kind.REWIND, Kind.RETRY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +33,16 @@ def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
     whose readers understand rewinds (`rewinds`), or that says `restart`, is rewound. All others
     are left to the step itself, which goes on, ends or raises by its policy.
     """
-    open_at: dict[str, tuple[str, int, int]] = {}  # key -> policy, first item, offset before it
-    offset = -1
-    for entry in standing(entries):
-        if entry.kind == Kind.STREAM:
-            open_at[entry.key] = (entry.payload.decode(), -1, -1)
-        elif entry.kind == Kind.ITEM and entry.key in open_at and open_at[entry.key][1] < 0:
-            open_at[entry.key] = (open_at[entry.key][0], entry.seq, offset)
-        elif entry.kind in (Kind.STREAM_END, Kind.STEP_FAILED):
-            open_at.pop(entry.key, None)
+    open_at = _open_streams(entries)
+    if not open_at:
+        return Interruption()
     offsets = _offsets(entries)
     # The response head cannot be taken back; -1: there is none.
     heads = {entry.seq for entry in entries if entry.kind == Kind.HEAD}
     head = max((offset for seq, offset in offsets if seq in heads), default=-1)
     resets, rewind_to = [], None
     behind = _left_behind(entries, open_at)
-    for key, (policy, first, _) in open_at.items():
+    for key, (policy, first) in open_at.items():
         if key in behind:
             continue
         before = max((o for seq, o in offsets if seq < first), default=-1)
@@ -61,6 +57,21 @@ def interruptions(entries: Sequence[Entry], *, rewinds: bool) -> Interruption:
             resets.append(key)
             rewind_to = before if rewind_to is None else min(rewind_to, before)
     return Interruption(tuple(resets), rewind_to)
+
+
+def _open_streams(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
+    """Return the streams that did not end: policy, and the seq of the first item, or -1."""
+    found: dict[str, tuple[str, int]] = {}
+    for entry in standing(entries):
+        if entry.kind not in _STREAM_LIFE:
+            continue
+        if entry.kind == Kind.STREAM:
+            found[entry.key] = (entry.payload.decode(), -1)
+        elif entry.kind != Kind.ITEM:
+            found.pop(entry.key, None)
+        elif entry.key in found and found[entry.key][1] < 0:
+            found[entry.key] = (found[entry.key][0], entry.seq)
+    return found
 
 
 def _left_behind(entries: Sequence[Entry], streams: Iterable[str]) -> set[str]:
@@ -117,6 +128,8 @@ def _retried(entries: Sequence[Entry]) -> dict[str, int]:
 
 def standing(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries that still count: without what a reset, rewind or retry took back."""
+    if _VOIDING.isdisjoint({entry.kind for entry in entries}):
+        return list(entries)
     last_reset = {entry.key: entry.seq for entry in entries if entry.kind == Kind.RESET}
     events = {seq for seq, _ in _offsets(entries)}
     retried = _retried(entries)

@@ -15,11 +15,12 @@ import orjson
 from durable_endpoints.asgi.sse import Splitter
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Diverged, DurableError, Fenced
-from durable_endpoints.limits import EVENT_BYTES_MAX, TURN_S_MAX
+from durable_endpoints.limits import EVENT_BYTES_MAX
 from durable_endpoints.records import Kind
 from durable_endpoints.redact import is_secret
 
 _FILE_CHUNK_BYTES: Final = 64 * 1024
+_CHUNK: Final = Kind.CHUNK
 
 
 class ResponseCapture:
@@ -38,6 +39,22 @@ class ResponseCapture:
         # Replay only needs the recorded end when the body had come to one.
         self._recorded_end = run.replay is not None and run.replay.journal.body_ended
 
+    def takes_now(self, message: MutableMapping[str, Any]) -> bool:
+        """Take a piece of an event stream, unless there is something to wait for.
+
+        `take` without its coroutines, which a piece a token would pay for.
+
+        Raises: Fenced; PayloadTooLarge.
+        """
+        run, splitter = self.run, self._splitter
+        if splitter is None or run.replay is not None or run.log.full or self._life.over:
+            return False
+        if not message.get("more_body") or run.pace.is_due(run.log.monotonic_s()) or self.ended:
+            return False
+        for block in splitter.feed(message.get("body", b"")):
+            run.append_event(_CHUNK, block)
+        return True
+
     async def take(self, message: MutableMapping[str, Any]) -> None:
         """Take one message of the inner app.
 
@@ -53,7 +70,7 @@ class ResponseCapture:
             self.start(message)
         elif kind == "http.response.body":
             more = message.get("more_body", False)
-            if more and run.log.clock.monotonic_s() - run.pace.yielded_s > TURN_S_MAX:
+            if more and run.pace.is_due(run.log.monotonic_s()):
                 await run.pace.give_way(run)
             await self._body(message.get("body", b""), more=more)
         elif kind == "http.response.pathsend":
@@ -131,7 +148,7 @@ class ResponseCapture:
             if not data:
                 return
             await replay.exhausted()
-        run.append_event(Kind.CHUNK, data)
+        run.append_event(_CHUNK, data)
 
     def whole(self) -> tuple[MutableMapping[str, Any], bytes] | None:
         """Return head and body of a complete response that is still in memory; None for SSE."""

@@ -142,10 +142,12 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Take what the inner app sends."""
-        if self._problem is not None or self._attached is not None:
+        capture = self._capture
+        if capture is not None:
+            if self._sender is None or not capture.takes_now(message):
+                await self._capture_message(capture, message)
             return
-        if self._capture is not None:
-            await self._capture_message(self._capture, message)
+        if self._problem is not None or self._attached is not None:
             return
         if message["type"] == "http.response.start" and self._awaits_promotion():
             self._held = message

@@ -51,6 +51,11 @@ class Splitter:
         if not self._begun and len(data) >= len(_BOM):
             self._begun = True
             data = data.removeprefix(_BOM)
+        first = _END.search(data)
+        if first is not None and first.end() == len(data):  # one whole block: the usual piece
+            self._cut, self._rest = True, b""
+            block = self._block(data)
+            return [block] if block else []
         blocks: list[bytes] = []
         begin = 0
         for match in _END.finditer(data):
@@ -65,8 +70,7 @@ class Splitter:
         return blocks
 
     def _block(self, block: bytes) -> bytes:
-        block = block.lstrip(b"\r\n")
-        if block[:5] != b"data:" and _DATA.search(block) is None:
+        if block[:5] != b"data:" and _DATA.search(block := block.lstrip(b"\r\n")) is None:
             kept = [line for line in _LINE.split(block) if line.startswith((b"id:", b"retry:"))]
             self._lines += b"".join(line + b"\n" for line in kept)
             return b""

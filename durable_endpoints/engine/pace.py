@@ -86,12 +86,16 @@ class Pace:
 
     # --- among runs
 
+    def is_due(self, now_s: float) -> bool:
+        """Say whether the handler has kept the event loop too long."""
+        return now_s - self.yielded_s > TURN_S_MAX
+
     def hogs(self, began_s: float, now_s: float) -> bool:
         """Say whether the handler has kept the event loop too long, from a step's times."""
         if now_s - began_s > TURN_S_MAX:
             self.yielded_s = now_s  # the step has waited, so others had their turn
             return False
-        return now_s - self.yielded_s > TURN_S_MAX
+        return self.is_due(now_s)
 
     async def give_way(self, run: LiveRun) -> None:
         """Let others go on: called when the handler has kept the event loop for a while."""

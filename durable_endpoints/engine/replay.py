@@ -58,16 +58,17 @@ class Replay:
     def moved(self) -> None:
         """Wake whoever is next, after a delivery or a matched event."""
         self._moves += 1
-        if self.journal.at_cancel:
+        journal = self.journal
+        if journal.cancel_at is not None and journal.at_cancel:
             self._on_cancel()
-        upcoming = self.journal.upcoming
+        upcoming = journal.upcoming
         if upcoming is not None:
-            waiting = self._waiting.get(upcoming.index)
-            if waiting is not None and self.journal.is_turn(upcoming):
+            waiting = self._waiting.get(upcoming.index) if self._waiting else None
+            if waiting is not None and journal.is_turn(upcoming):
                 del self._waiting[upcoming.index]
                 if not waiting.done():
                     waiting.set_result(None)
-        elif self.journal.exhausted:
+        elif journal.exhausted:
             self.close()
             self._on_exhausted()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from durable_endpoints.engine.deadline import Deadline
 from durable_endpoints.engine.wait import LISTED, Receipt, Signal, Wait, shown
 from durable_endpoints.errors import AlreadyAnswered, Overloaded, SignalRefused
 from durable_endpoints.limits import (
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from durable_endpoints.engine.run import LiveRun
 
 CHILD_RECHECK_MS: Final = int(CHILD_RECHECK_S * 1000)
-_REPLAYING_S: Final = 0.05
+# What of a journal is about waits.
+_TOLD: Final = frozenset({Kind.WAIT, Kind.SIGNAL, Kind.RECEIVED, Kind.FIRED})
 # A wait shorter than this is not worth leaving memory for.
 _WORTH_MS: Final = 10
 
@@ -50,8 +52,7 @@ class Waits:
         self._listed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
-        self.deadline_ms: int | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self.deadline: Deadline | None = None
         self._wake_at_ms: int | None = None
         self._waiting: str | None = None
         self._closed = False
@@ -63,6 +64,8 @@ class Waits:
         once: dict[str, str] = {}
         kept: dict[int, str] = {}
         for entry in entries:
+            if entry.kind not in _TOLD:
+                continue
             if entry.kind == Kind.WAIT:
                 self.expected.add(entry.key)
                 wanted = orjson.loads(entry.payload)
@@ -75,7 +78,7 @@ class Waits:
                 self._known[entry.key, signal["id"]] = entry.seq
                 self._data[entry.seq] = entry.payload
                 kept[entry.seq] = entry.key
-            elif entry.kind in (Kind.RECEIVED, Kind.FIRED):
+            else:
                 self.expected.discard(entry.key)
                 seq = orjson.loads(entry.payload or b"{}").get("signal")
                 kept.pop(seq, None)
@@ -295,9 +298,8 @@ class Waits:
         if self._timer is not None:
             self._timer.cancel()
             self._tick()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._check_deadline()
+        if self.deadline is not None and not self._closed:
+            self.deadline.look_again()
 
     # --- leaving memory
 
@@ -330,7 +332,7 @@ class Waits:
             return
         dues = [wait.until_ms for wait in self.open.values() if wait.until_ms is not None]
         dues += [CHILD_RECHECK_MS + run.log.clock.due_ms()] if self._needs_recheck() else []
-        dues += [self.deadline_ms] if self.deadline_ms is not None else []
+        dues += [self.deadline.at_ms] if self.deadline is not None else []
         self._wake_at_ms = min(dues, default=None)
         soon_ms = run.log.clock.due_ms() + _WORTH_MS
         if self._wake_at_ms is not None and self._wake_at_ms < soon_ms:
@@ -358,25 +360,7 @@ class Waits:
 
     def limit(self, deadline_ms: int) -> None:
         """Fail the run if it is not at its end by then."""
-        self.deadline_ms = deadline_ms
-        log = self._run.log
-        left_s = max(0.0, (deadline_ms - log.clock.due_ms()) / 1000)
-        self._deadline = log.loop.call_later(min(left_s, TIMER_RECHECK_S), self._check_deadline)
-
-    def _check_deadline(self) -> None:
-        run = self._run
-        if self._closed or run.fenced is not None or run.over or self.deadline_ms is None:
-            return
-        if run.log.clock.due_ms() < self.deadline_ms or not run.caught_up or run.task is None:
-            self._deadline = run.log.loop.call_later(_REPLAYING_S, self.limit, self.deadline_ms)
-        else:  # a task that is only about to begin would end without a word
-            run.log.loop.call_soon(self._time_out)
-
-    def _time_out(self) -> None:
-        run = self._run
-        if run.task is not None and run.error is None and run.fenced is None and not run.told:
-            run.error = "the run took longer than its timeout"
-            run.task.cancel(run.error)
+        self.deadline = Deadline(self._run, deadline_ms)
 
     def add_to(self, frame: Frame) -> None:
         """Say in a frame what became of the waits."""
@@ -393,7 +377,9 @@ class Waits:
     def stop(self) -> None:
         """Stop the timers, and end the tasks that wait: the handler is at its end."""
         self._closed = True
-        for handle in (self._timer, self._grace, self._deadline):
+        for handle in (self._timer, self._grace):
             if handle is not None:
                 handle.cancel()
+        if self.deadline is not None:
+            self.deadline.close()
         self._let_tasks_go()

@@ -163,8 +163,8 @@ def _times(run: LiveRun) -> Iterator[int]:
     for wait in run.waits.open.values():
         if wait.until_ms is not None:
             yield wait.until_ms
-    if run.waits.deadline_ms is not None:
-        yield run.waits.deadline_ms
+    if run.waits.deadline is not None:
+        yield run.waits.deadline.at_ms
 
 
 def _stored_times(row: RunRecord) -> Iterator[int]:

@@ -322,7 +322,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "M44", "a timeout cuts a run that is on its way to its endpoint (I16)",
-        (Patch("engine/waits.py", "or not run.caught_up or", "or run.replay is not None or"),),
+        (Patch("engine/deadline.py", "or not run.caught_up or", "or run.replay is not None or"),),
         (f"{DEADLINES}::test_a_timeout_that_is_over_finds_a_woken_run_wherever_it_is",),
     ),
     Mutant(
