@@ -17,6 +17,10 @@ WINDOW_AGE_S_MAX: Final = 1.0
 # How long a handler that never waits may keep the event loop from its readers and neighbours.
 TURN_S_MAX: Final = 0.001
 
+# How long one thread may keep the interpreter from another while a commit is on its way: a switch
+# takes some 5 us, so shorter turns would cost more than they gain.
+SWITCH_US: Final = 100
+
 # A request is journalled whole; larger uploads belong in object storage.
 BODY_BYTES_MAX: Final = 4 * MIB
 # A step result above a mebibyte is a document, not a result: record a reference.

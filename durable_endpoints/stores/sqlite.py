@@ -19,10 +19,11 @@ import aiosqlite
 from durable_endpoints import limits
 from durable_endpoints.errors import Corrupt, StoreError, StoreFailed, StoreRefused
 from durable_endpoints.records import Frame, RunRecord, Status, WaitRecord
-from durable_endpoints.stores import statements, waits
+from durable_endpoints.stores import openings, statements, waits
 from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.ownership import Ownership
 from durable_endpoints.stores.protocol import Begun, Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.turns import SHORT_TURNS
 
 T = TypeVar("T")
 Rows: TypeAlias = list[RunRecord]  # inside the class, `list` is a method
@@ -32,6 +33,10 @@ SCHEMA: Final = 2
 _COMMIT_BYTES: Final = 12 * limits.KIB
 _SQL: Final = Path(__file__).parent / "sql"
 _DAMAGE: Final = "malformed"  # what SQLite says of a page that it cannot make sense of
+
+
+# Those of new runs are of as many kinds as there may be runs in one.
+_STATEMENTS_KEPT: Final = 128 + openings.ROWS_MAX
 
 
 class _Connection(aiosqlite.Connection):
@@ -105,7 +110,8 @@ class SQLiteStore:
                 self._next_no += 1
             if frame.last_seq > statements.SEQ_MAX:
                 raise StoreError(f"run {frame.run_id} has more than {statements.SEQ_MAX} entries")
-        fenced = await self._write(lambda db: statements.append(db, batch, numbers))
+        with SHORT_TURNS:
+            fenced = await self._write(lambda db: statements.append(db, batch, numbers))
         self._logged_bytes += _COMMIT_BYTES + sum(len(frame.data) for frame in batch)
         self._plan_checkpoint()
         return fenced
@@ -214,7 +220,10 @@ class SQLiteStore:
 
     async def _connect(self, uri: str) -> _Connection:
         def connector() -> sqlite3.Connection:
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False,
+                cached_statements=_STATEMENTS_KEPT,
+            )  # fmt: skip
             db.execute("pragma busy_timeout = 5000")
             db.execute("pragma wal_autocheckpoint = 0")
             return db
@@ -318,6 +327,7 @@ def _prepare(db: sqlite3.Connection) -> int:
         script = (_SQL / f"sqlite_{number:04}.sql").read_text()
         db.executescript(f"begin immediate; {script}; pragma user_version = {number}; commit;")
     db.execute("pragma wal_checkpoint(truncate)")
+    db.executescript(openings.PREPARE)
     last: int = db.execute("select coalesce(max(no), 0) from runs").fetchone()[0]
     return last + 1
 

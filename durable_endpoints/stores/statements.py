@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 from durable_endpoints.labels import terms
 from durable_endpoints.limits import LIST_ROWS_MAX, RUNS_COUNTED_MAX
 from durable_endpoints.records import Frame, RunRecord, Status
 from durable_endpoints.states import UNFINISHED
-from durable_endpoints.stores import waits
+from durable_endpoints.stores import openings, waits
 from durable_endpoints.stores.protocol import Begun, Query, StoredFrame
 
 T = TypeVar("T")
@@ -26,13 +24,6 @@ ROW: Final = (
     " version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,"
     " concurrency_key, labels"
 )
-_OPEN_RUN: Final = f"insert into runs (no, {ROW}) values "  # noqa: S608 - names of columns
-_FIRST: Final = (
-    "insert into frames (id, entries, first_offset, events, hash_in, epoch, data) values "
-)
-# Rows that go in by one statement. Between two of them this thread lets the interpreter go, and a
-# busy event loop may keep it for milliseconds. At most 640 values: old SQLites take 999.
-_ROWS: Final = (32, 16, 8, 4, 2, 1)
 _NONE: Final[frozenset[str]] = frozenset()
 _INSERT: Final = (
     "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
@@ -91,40 +82,30 @@ def append(
     db: sqlite3.Connection, batch: Sequence[Frame], numbers: dict[str, int]
 ) -> frozenset[str]:
     """Write a batch; return the runs that were fenced. See `Store.append`."""
+    first = [f for f in batch if f.opening is not None]
+    if len(first) == len(batch) <= openings.ROWS_MAX and not any(map(_has_more, batch)):
+        openings.insert(db, first, numbers)
+        return _NONE
 
     def work() -> frozenset[str]:
-        first = [f for f in batch if f.opening is not None]
+        openings.insert(db, first, numbers)
         fenced = _NONE
-        if first:  # nobody else can know these runs: there is nothing to compare
-            _insert(db, _OPEN_RUN, [_opening_row(numbers[f.run_id], f) for f in first])
-            _insert(db, _FIRST, [_first_row(numbers[f.run_id], f) for f in first])
         if len(first) < len(batch):
             fenced = _go_on(db, [f for f in batch if f.opening is None])
-        for frame in batch:
-            followed = frame.waits or frame.answered or frame.wakes
-            if followed and frame.run_id not in fenced:
-                waits.follow(db, frame)
-            if frame.labels is not None and frame.run_id not in fenced:
+        for frame in filter(_has_more, batch):
+            if frame.run_id in fenced:
+                continue
+            waits.follow(db, frame)
+            if frame.labels is not None:
                 _label(db, frame.run_id, frame.labels)
         return fenced
 
     return transaction(db, work)
 
 
-def _insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows by as few statements as can be."""
-    at = 0
-    for size in _ROWS:
-        while len(rows) - at >= size:
-            some = rows[at : at + size]
-            db.execute(_values(into, len(some[0]), size), tuple(chain.from_iterable(some)))
-            at += size
-
-
-@cache
-def _values(into: str, width: int, rows: int) -> str:
-    row = f"({', '.join('?' * width)})"
-    return into + ", ".join([row] * rows)
+def _has_more(frame: Frame) -> bool:
+    """Say whether there is something to write beside the run's row and the frame."""
+    return bool(frame.waits or frame.answered or frame.wakes) or frame.labels is not None
 
 
 def _label(db: sqlite3.Connection, run_id: str, labels: str | None) -> None:
@@ -163,25 +144,6 @@ def _fenced_of(db: sqlite3.Connection, batch: Sequence[Frame]) -> frozenset[str]
         for frame in batch
         if db.execute(sql, (frame.run_id, frame.epoch, frame.last_seq)).fetchone() is None
     )
-
-
-def _opening_row(number: int, frame: Frame) -> tuple[Any, ...]:
-    run = frame.opening
-    assert run is not None
-    assert frame.first_seq == 0
-    return (
-        number, run.run_id, run.name, frame.status, run.created_at_ms, frame.at_ms, frame.epoch,
-        frame.last_seq, frame.events, 0, run.version, run.principal,
-        run.idempotency_key, run.fingerprint, frame.error, frame.wake_at_ms, frame.waiting,
-        run.parent, run.concurrency_key, None,
-    )  # fmt: skip
-
-
-def _first_row(number: int, frame: Frame) -> tuple[Any, ...]:
-    return (
-        number << SEQ_BITS, frame.entries, frame.first_offset, frame.events, frame.hash_in,
-        frame.epoch, frame.data,
-    )  # fmt: skip
 
 
 def _frame_row(frame: Frame) -> tuple[Any, ...]:
