@@ -31,6 +31,7 @@ class ResponseCapture:
         self._life = run.life
         self.began = False
         self.ended = False
+        self._hurried = False  # its first piece is on its way
         self.secrets: tuple[tuple[bytes, bytes], ...] = ()
         self._splitter: Splitter | None = None
         self._message: MutableMapping[str, Any] = {}
@@ -48,6 +49,8 @@ class ResponseCapture:
         """
         run, splitter = self.run, self._splitter
         if splitter is None or run.replay is not None or run.log.full or self._life.over:
+            return False
+        if not self._hurried:
             return False
         if not message.get("more_body") or run.pace.is_due(run.log.monotonic_s()) or self.ended:
             return False
@@ -73,6 +76,9 @@ class ResponseCapture:
             if more and run.pace.is_due(run.log.monotonic_s()):
                 await run.pace.give_way(run)
             await self._body(message.get("body", b""), more=more)
+            if more and not self._hurried:
+                self._hurried = True
+                run.pace.hurry(run)
         elif kind == "http.response.pathsend":
             await self._file(message["path"])
 

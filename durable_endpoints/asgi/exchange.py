@@ -181,7 +181,6 @@ class Exchange:
 
     def _start_tail(self) -> None:
         assert self.run is not None
-        self.run.pace.hurry()
         context = self._host.clean_context()
         follow = self._follow(self.run)
         self._sender = asyncio.get_running_loop().create_task(follow, context=context)

@@ -32,14 +32,14 @@ def _wake(waiter: asyncio.Future[None], _: object) -> None:
 class Pace:
     """The turns of one going of a run's handler."""
 
-    __slots__ = ("_held_back", "_last", "_loop", "caller", "noted", "shared", "yielded_s")
+    __slots__ = ("_first", "_last", "_loop", "caller", "noted", "shared", "yielded_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
         self.caller: Scope | None = None  # the one task that completions come to, if not shared
         self.shared = False  # whether steps of the run are at work side by side
         self.noted = False  # in the journal
         self.yielded_s = now_s  # when the handler last let others go on
-        self._held_back = False
+        self._first = 0  # how many events are durable once a reader has its first piece
         self._loop = loop
         self._last: asyncio.Future[None] | None = None
 
@@ -90,9 +90,10 @@ class Pace:
         """Say whether the handler has kept the event loop too long."""
         return now_s - self.yielded_s > TURN_S_MAX
 
-    def hurry(self) -> None:
-        """Let others go on at the next piece: a reader has its first one to wait for."""
+    def hurry(self, run: LiveRun) -> None:
+        """Let others go on at the next piece, for once: a reader waits for this one, its first."""
         self.yielded_s -= TURN_S_MAX
+        self._first = run.offset
 
     def hogs(self, began_s: float, now_s: float) -> bool:
         """Say whether the handler has kept the event loop too long, from a step's times."""
@@ -104,12 +105,17 @@ class Pace:
     async def give_way(self, run: LiveRun) -> None:
         """Let others go on: called when the handler has kept the event loop for a while."""
         await asyncio.sleep(0)
-        if run.offset and not run.durable_offset and not self._held_back:
-            # Its first reader has nothing yet: once, let the first commit through, whose thread
-            # needs the interpreter as much as the handler does.
-            self._held_back = True
-            waiter = run.progress()
-            timer = self._loop.call_later(FIRST_COMMIT_S_MAX, expire, waiter)
-            await waiter
-            timer.cancel()
+        if self._first:
+            # Once, let the first commit through, whose thread needs the interpreter as much as
+            # the handler does, and the reader behind it.
+            first, self._first = self._first, 0
+            until_s = self._loop.time() + FIRST_COMMIT_S_MAX
+            while run.durable_offset < first and (left_s := until_s - self._loop.time()) > 0:
+                if run.fenced is not None:
+                    break
+                waiter = run.progress()
+                timer = self._loop.call_later(left_s, expire, waiter)
+                await waiter
+                timer.cancel()
+            await asyncio.sleep(0)
         self.yielded_s = run.log.clock.monotonic_s()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -144,26 +144,32 @@ def holding_proxy(server: Process, hold_s: float) -> Iterator[str]:
     port = urlsplit(server.url).port
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
-
-        async def requests() -> None:
-            while data := await reader.read(65536):
-                to_server.write(data)
-
-        async def answers() -> None:
-            while data := await from_server.read(65536):
-                await asyncio.sleep(hold_s)
-                writer.write(data)
-
-        both = [asyncio.create_task(requests()), asyncio.create_task(answers())]
+        open_ends = [writer]
+        both: list[asyncio.Task[None]] = []
         try:
+            from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+            open_ends.append(to_server)
+            both = [
+                asyncio.create_task(pass_on(reader, to_server, 0)),
+                asyncio.create_task(pass_on(from_server, writer, hold_s)),
+            ]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in both:
                 task.cancel()
-            await asyncio.wait(both)
-            writer.close()
-            to_server.close()
+            await asyncio.gather(*both, return_exceptions=True)
+            for end in open_ends:
+                end.close()
+            for end in open_ends:  # before the loop is gone
+                with suppress(OSError):
+                    await end.wait_closed()
+
+    async def pass_on(
+        source: asyncio.StreamReader, sink: asyncio.StreamWriter, after_s: float
+    ) -> None:
+        while data := await source.read(65536):
+            await asyncio.sleep(after_s)
+            sink.write(data)
 
     started: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 

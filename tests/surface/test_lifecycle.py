@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -249,6 +249,8 @@ def endless_upstream() -> Iterator[tuple[str, threading.Event]]:
         finally:
             left.set()
             outgoing.close()
+            with suppress(OSError):  # before the loop is gone
+                await outgoing.wait_closed()
 
     async def main() -> None:
         stop = asyncio.Event()
