@@ -96,7 +96,7 @@ def _without_comments(block: bytes) -> bytes:
     while block[:1] == b":":
         end = _LINE.search(block)
         if end is None:
-            return b""
+            return block  # cut on its way: what follows belongs to it
         block = block[end.end() :].lstrip(b"\r\n")
     return block
 
