@@ -50,7 +50,7 @@ class ResponseCapture:
         run, splitter = self.run, self._splitter
         if splitter is None or run.replay is not None or run.log.full or self._life.over:
             return False
-        if not self._hurried:
+        if not self._hurried:  # the first piece is told of, see `take`
             return False
         if not message.get("more_body") or run.pace.is_due(run.log.monotonic_s()) or self.ended:
             return False

@@ -110,8 +110,8 @@ class Pace:
             # the handler does, and the reader behind it.
             first, self._first = self._first, 0
             until_s = self._loop.time() + FIRST_COMMIT_S_MAX
-            while run.durable_offset < first and (left_s := until_s - self._loop.time()) > 0:
-                if run.fenced is not None:
+            while run.readers and run.fenced is None and run.durable_offset < first:
+                if (left_s := until_s - self._loop.time()) <= 0:
                     break
                 waiter = run.progress()
                 timer = self._loop.call_later(left_s, expire, waiter)

@@ -210,7 +210,7 @@ class Fleet:
         return name
 
     async def taken_over(self, name: str) -> None:
-        """Wait until nothing is left to a node that is gone; note how long it took (I16)."""
+        """Wait until nothing is left to a node that is gone; note how much and how long (I16)."""
         began_s = time.monotonic()
         deadline = began_s + PATIENCE_S
         self.report.interrupted += await self._running(name)
