@@ -117,6 +117,8 @@ class Tail:
                     await self._events(events)
                 else:
                     break
+            if not self.ended and self._sse and self._rewinds:
+                await self._outcome()
         except (Fenced, StoreAway) as reason:
             raise StreamAborted(f"run {run.id} goes on elsewhere: {reason}") from None
         await self._end()
@@ -223,13 +225,25 @@ class Tail:
         block = event.payload if event.kind == Kind.EMIT else wrap(event.payload)
         return with_id(block, self._run_id, event.offset, event.crc)
 
+    async def _outcome(self) -> None:
+        """Wait for the end of a run whose handler is returning or has returned.
+
+        Raises: Fenced, StoreAway if its end is not told here.
+        """
+        run = self.run
+        if not run.ended:  # the usual handler returns right after its last byte
+            await self._reader.moved(_LINGER_S)
+        while run.over and not run.ended:  # its last commit is on its way
+            if run.gone is not None:
+                raise Fenced(run.gone)
+            if not await self._reader.moved(HEARTBEAT_S):
+                await self._write(HEARTBEAT)
+
     async def _end(self) -> None:
         run = self.run
         if self.ended:
             return
         if self._sse and self._rewinds:
-            if not run.ended:  # the usual handler returns right after its last byte
-                await self._reader.moved(_LINGER_S)
             error = run.record.error.partition(":")[0] if run.record.error else None
             done = {"status": run.record.status, "error": error}
             await self._write(control("durable.done", done))
