@@ -72,8 +72,10 @@ def _kill_what_is_left() -> list[str]:
     return [f"{pid} {command}" for pid, command in left]
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """Say where an interpreter hangs that does not end, and end it."""
+    if hasattr(config, "workerinput"):
+        return  # it lives for as long as the slowest of them
     faulthandler.dump_traceback_later(EXIT_S, exit=True, file=sys.__stderr__)
 
 

@@ -127,15 +127,22 @@ class TestClock:
             quiet = 0 if await self._is_busy() else quiet + 1
 
     async def _is_busy(self) -> bool:
-        now_ms = self.due_ms()
+        if self._at_work():
+            return True
         for engine in self._open():
-            if engine.waking.busy or not all(_rests(run, now_ms) for run in engine.runs.values()):
-                return True
-            due = Query(("suspended",), due_ms=now_ms, limit=LIST_ROWS_MAX)
+            due = Query(("suspended",), due_ms=self.due_ms(), limit=LIST_ROWS_MAX)
             if await engine.store.list(due):
                 engine.waking.hint()
                 return True
-        return False
+        # A run that was suspended meanwhile may neither wait in memory nor in the store yet.
+        return self._at_work()
+
+    def _at_work(self) -> bool:
+        now_ms = self.due_ms()
+        return any(
+            engine.waking.busy or not all(_rests(run, now_ms) for run in engine.runs.values())
+            for engine in self._open()
+        )
 
     async def _next_due_ms(self, until_ms: int) -> int | None:
         now_ms = self.due_ms()
@@ -182,8 +189,10 @@ def _stored_times(row: RunRecord) -> Iterator[int]:
 
 def _rests(run: LiveRun, now_ms: int) -> bool:
     """Say whether a run does nothing but wait for what is still to come."""
-    if run.over or run.fenced is not None:
-        return run.durable_seq == run.seq - 1 or not run.resting
+    if run.gone is not None:
+        return True
+    if run.over or run.resting:  # until the store has it
+        return run.ended or run.record.status == "suspended"
     if run.replay is not None or run.life.working or not run.waits.open:
         return False
     return all(due > now_ms for due in _times(run)) and run.durable_seq == run.seq - 1
