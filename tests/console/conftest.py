@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.server import Server
 
@@ -44,6 +44,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 def browser() -> Iterator[Browser]:
     if not Path(CHROMIUM).exists():
         pytest.skip("needs Chromium: install it, or name it in the variable CHROMIUM")
+    expect.set_options(timeout=WAIT_MS)  # five seconds otherwise, whatever the context's are
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,

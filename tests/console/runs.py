@@ -15,7 +15,7 @@ def begun(client: httpx.Client, path: str, **more: Any) -> str:
     """Begin a run that stays; return its id."""
     # A connection of its own: the server closes it when the run fails behind the answer.
     url = client.base_url.join(path)
-    answer = httpx.post(url, headers={**ASYNC, **more.pop("headers", {})}, **more)
+    answer = httpx.post(url, headers={**ASYNC, **more.pop("headers", {})}, timeout=30, **more)
     assert answer.status_code == 202, answer.text
     return str(answer.headers["durable-run-id"])
 

@@ -21,13 +21,15 @@ from durable_endpoints.stores.memory import MemoryStore
 
 
 class MovingClock(SystemClock):
-    """A clock that a test sets on."""
+    """A clock that only a test sets on: looks are due by it, however long one of them takes."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.ahead_ms = 0
+        self._begun_ms = super().now_ms()
 
     def now_ms(self) -> int:
-        return super().now_ms() + self.ahead_ms
+        return self._begun_ms + self.ahead_ms
 
 
 def frame(at_ms: int, status: Status = "completed", error: str | None = None) -> Frame:

@@ -14,7 +14,7 @@ from durable_endpoints.engine.recovery import Recovery
 from durable_endpoints.records import Frame, RunRecord, WaitRecord
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query, StoredFrame, WaitQuery
-from tests.engine.worlds import World
+from tests.engine.worlds import PATIENCE_S, World
 
 
 class HoppingStore(MemoryStore):
@@ -145,7 +145,7 @@ class HoppingWorld(World):
         for run in list(engine.runs.values()):
             run.fence("the process is gone")
         left = {task for task in tasks if task is not asyncio.current_task()}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while left:  # some tidy up: they wait for the store once more
                 for task in left:
                     task.cancel()

@@ -8,6 +8,9 @@ from typing import Any
 from tests.engine.hopping import HoppingWorld
 from tests.engine.worlds import PATIENCE_S
 
+# Less than the 15 s for which the engine waits for a run, more than a busy machine stands still.
+PROMPT_S = 10.0
+
 calls: dict[str, list[Any]] = {}
 
 
@@ -23,6 +26,6 @@ async def until(condition: Any, patience_s: float = PATIENCE_S) -> None:
             await asyncio.sleep(0.001)
 
 
-async def ended(one: HoppingWorld, run_id: str, patience_s: float = 5) -> Any:
+async def ended(one: HoppingWorld, run_id: str, patience_s: float = PROMPT_S) -> Any:
     async with asyncio.timeout(patience_s):
         return await one.ended_for_good(run_id)

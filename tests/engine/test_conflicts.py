@@ -113,7 +113,9 @@ def test_requests_wait_for_their_turn_in_order(grace_s: float) -> None:
             for text in "abc":
                 url = f"/queue/t1?text={text}&nap=0.1"
                 tasks.append(asyncio.create_task(client.post(url)))
-                await asyncio.sleep(0.02)
+                async with asyncio.timeout(PATIENCE_S):
+                    while len(await house.engine.list(Query())) < len(tasks):
+                        await asyncio.sleep(0.001)
             assert [(await task).json()["text"] for task in tasks] == ["a", "b", "c"]
             begun = list(dict.fromkeys(house.at_work))  # a suspended handler begins anew
             assert begun == ["a", "b", "c"]
@@ -168,9 +170,12 @@ def test_a_run_that_is_just_leaving_memory_gets_its_turn() -> None:
             first = asyncio.create_task(client.post("/queue/t1?text=a"))
             await house.until("a")
             second = asyncio.create_task(client.post("/queue/t1?text=b"))
-            while len(house.engine.runs) < 2 or house.engine.waking.busy:
+            while len(house.engine.runs) < 2:
                 await asyncio.sleep(0.001)
             waiting = list(house.engine.runs.values())[1]
+            # Its task may begin a moment later, and only then looks whether it is its turn.
+            while not waiting.waits.open or house.engine.waking.busy:
+                await asyncio.sleep(0.001)
             await waiting.durable(waiting.seq - 1)
             left = []
 
@@ -202,24 +207,31 @@ def test_a_dead_run_does_not_come_back_beside_another_one() -> None:
 
         @durable(concurrency_key="{thread}", on_conflict="reject")
         async def dies(thread: str, wait: bool = False) -> None:
+            if wait:
+                house.at_work.append("other")
             await (house.gate.wait() if wait else fails())
 
         house.app.post("/dies/{thread}")(dies)
         async with house.open() as client:
             with pytest.raises(ConnectionError):
                 await client.post("/dies/t1")
-            await house.engine.log.flush()
+            async with asyncio.timeout(PATIENCE_S):
+                while not await house.engine.list(Query(("dead",))):
+                    await asyncio.sleep(0.001)
             (dead,) = await house.engine.list(Query())
             assert (dead.status, dead.concurrency_key) == ("dead", "t1")
             run_id = dead.run_id
             other = asyncio.create_task(client.post("/dies/t1?wait=true"))
-            while not any(run.caught_up for run in house.engine.runs.values()):
-                await asyncio.sleep(0.001)
+            await house.until("other")
             refused = await client.post(f"{BASE}/{run_id}/retry")
             assert refused.status_code == 503
             assert "is at work on 't1'" in refused.json()["detail"]
             house.gate.set()
             assert (await other).status_code == 200
+            other_id = other.result().headers["durable-run-id"]
+            async with asyncio.timeout(PATIENCE_S):  # its answer may be out before its end
+                while (await client.get(f"{BASE}/{other_id}")).json()["status"] != "completed":
+                    await asyncio.sleep(0.001)
             mended = True
             assert (await client.post(f"{BASE}/{run_id}/retry")).status_code == 202
             async with asyncio.timeout(PATIENCE_S):

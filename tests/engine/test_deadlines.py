@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
-from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from durable_endpoints import DurableMiddleware, Engine, durable, effect, wait_for_signal
 from durable_endpoints.stores.memory import MemoryStore
+from durable_endpoints.stores.protocol import Query
+from durable_endpoints.testing import TestClock
 from tests.engine.worlds import PATIENCE_S
 
 calls: list[str] = []
+late: list[asyncio.Event] = []  # set when the timeout is over
+Reached = Callable[[], Awaitable[bool]]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    calls.clear()
+    late[:] = [asyncio.Event()]
 
 
 async def undo(what: str) -> None:
     calls.append(f"begin {what}")
-    await asyncio.sleep(0.2)
+    await late[0].wait()
+    await asyncio.sleep(0.05)  # for the engine to see that it is over
     calls.append(f"undo {what}")
 
 
@@ -29,37 +40,70 @@ async def book(what: str) -> None:
     calls.append(f"book {what}")
 
 
-def ended(client: TestClient, place: str) -> dict[str, Any]:
-    until = time.monotonic() + PATIENCE_S
-    while (shown := client.get(place).json())["status"] in ("running", "suspended"):
-        assert time.monotonic() < until, shown
-        time.sleep(0.01)
-    found: dict[str, Any] = shown
-    return found
+async def until(reached: Reached) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not await reached():
+            await asyncio.sleep(0.001)
+
+
+def timed_out(app: ASGIApp, engine: Engine, clock: TestClock, reached: Reached) -> dict[str, Any]:
+    """Let the timeout be over when the run is where a test wants it; return how it ended."""
+
+    async def main() -> dict[str, Any]:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"prefer": "respond-async"}
+            asked = asyncio.create_task(client.post("/trip", headers=headers))
+            await until(reached)
+            clock.advance(hours=1)
+            late[0].set()
+            place = (await asked).headers["location"]
+            shown: dict[str, Any] = {}
+
+            async def ended() -> bool:
+                nonlocal shown
+                shown = (await client.get(place)).json()
+                return shown["status"] not in ("running", "suspended")
+
+            await until(ended)
+        await engine.close()
+        return shown
+
+    return asyncio.run(main())
+
+
+def suspended(engine: Engine) -> Reached:
+    async def reached() -> bool:
+        return bool(engine.is_open and await engine.list(Query(("suspended",))))
+
+    return reached
 
 
 @pytest.mark.parametrize("fails", [True, False])
 @pytest.mark.parametrize("grace_s", [0, 60])
 def test_what_is_undone_when_the_timeout_comes_is_undone_once(fails: bool, grace_s: float) -> None:
-    calls.clear()
+    clock = TestClock()
+    engine = Engine(MemoryStore(), suspend_grace_s=grace_s, clock=clock)
     app = FastAPI()
 
     @app.post("/trip")
-    @durable(timeout=0.4)
+    @durable(timeout=3600)
     async def trip() -> None:
         await book("flight")
         await book("hotel")
         if fails:
-            await asyncio.sleep(0.3)  # its timeout comes while it is undone
-            raise RuntimeError("no car")
+            raise RuntimeError("no car")  # its timeout comes while it is undone
         await wait_for_signal("never")
 
-    app.add_middleware(
-        DurableMiddleware, engine=Engine(MemoryStore(), suspend_grace_s=grace_s)
+    async def reached() -> bool:
+        if fails:
+            return "begin hotel" in calls
+        return any(run.waits.open for run in engine.runs.values())
+
+    app.add_middleware(DurableMiddleware, engine=engine)
+    shown = timed_out(
+        app, engine, clock, reached if fails or grace_s else suspended(engine)
     )  # fmt: skip
-    with TestClient(app, raise_server_exceptions=False) as client:
-        answer = client.post("/trip", headers={"prefer": "respond-async"})
-        shown = ended(client, answer.headers["location"])
     assert shown["status"] == "failed", shown
     assert [call for call in calls if not call.startswith("begin")] == [
         "book flight", "book hotel", "undo hotel", "undo flight",
@@ -81,19 +125,18 @@ class Slow:
 
 def test_a_timeout_that_is_over_finds_a_woken_run_wherever_it_is() -> None:
     """Also on its way to its endpoint, where nothing yet can tell that it failed."""
-    calls.clear()
+    clock = TestClock()
+    engine = Engine(MemoryStore(), suspend_grace_s=0, clock=clock)
     app = FastAPI()
 
     @app.post("/trip")
-    @durable(timeout=0.3)
+    @durable(timeout=3600)
     async def trip() -> None:
         await book("flight")
         await wait_for_signal("never")
 
     app.add_middleware(Slow)
-    app.add_middleware(DurableMiddleware, engine=Engine(MemoryStore(), suspend_grace_s=0))
-    with TestClient(app, raise_server_exceptions=False) as client:
-        answer = client.post("/trip", headers={"prefer": "respond-async"})
-        shown = ended(client, answer.headers["location"])
+    app.add_middleware(DurableMiddleware, engine=engine)
+    shown = timed_out(app, engine, clock, suspended(engine))
     assert (shown["status"], shown["attempts"]) == ("failed", 1), shown
     assert calls == ["book flight", "begin flight", "undo flight"]

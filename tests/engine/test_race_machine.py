@@ -37,7 +37,7 @@ EXAMPLES = int(os.environ.get("RACES", "40"))
 REFUSALS = (RunEnded, AlreadyAnswered, SignalRefused, Overloaded)
 recovery.RECOVERY_BACKOFF_S = (0.0,) * 6  # type: ignore[attr-defined]
 _ROUNDS = 60
-_PROMPT_S = 5.0
+_PROMPT_S = 10.0  # the engine waits for a run for 15 s; a busy machine may stand still for 3
 _CUT = "Task was destroyed but it is pending"
 ANSWERS: dict[str, Any] = {
     "approval": {"approved": True}, "decision": {"action": "retry"}, "signal": 0,

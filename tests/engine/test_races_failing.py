@@ -101,7 +101,7 @@ def test_steps_after_a_cancel_are_replayed_after_a_crash() -> None:
 
     async def scenario(one: HoppingWorld) -> None:
         run = await one.start(tidies_up)
-        await asyncio.sleep(0.05)
+        await until(lambda: one.engine.runs[run.id].waits.open)
         await run.cancel()
         await until(lambda: "second" in calls)
         await one.idle()
@@ -156,7 +156,7 @@ def test_a_crash_loop_that_somebody_retries_gets_a_new_budget() -> None:
             return "done"
 
         run = await one.start(stuck)
-        await asyncio.sleep(0.02)
+        await one.idle()
         await one.crash()
         for _ in range(7):
             await one.store.claim([run.id], 0)
@@ -222,7 +222,7 @@ def test_a_crash_half_way_through_undoing_a_cancelled_run(suspended: bool) -> No
         if suspended:
             await until_status(one, run.id, "suspended")
         else:
-            await until(lambda: len(calls.get("book", ())) == 3)
+            await until(lambda: one.engine.runs[run.id].waits.open)
             await one.idle()
         await run.cancel()
         await until(lambda: len(calls.get("undo", ())) == 3)

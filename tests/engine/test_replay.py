@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from durable_endpoints import durable, emit, now, random, step, uuid7
@@ -169,7 +169,7 @@ async def walk(tree: Tree) -> Any:
 
 
 @given(tree=trees, commits=st.lists(st.integers(1, 6), max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_i2_i12_any_shape_of_concurrency_survives_crashes_at_any_commit(
     tree: Tree, commits: list[int]
 ) -> None:

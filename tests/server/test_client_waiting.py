@@ -81,6 +81,7 @@ def test_a_signal_whose_answer_is_lost_is_one_signal(server: Server) -> None:
         async with DurableClient(proxy.url) as other:
             proxy.cut_after(1)  # the server has taken it, its answer never arrives
             assert await other.signal(run_id, "go", 1) == "known"
+            await until_status(other, run_id, "suspended")  # it durably waits for the second
             server.restart()
             assert await other.signal(run_id, "go", 1, idempotency_key="mine") == "taken"
             assert await other.signal(run_id, "go", 1, idempotency_key="mine") == "known"
@@ -99,6 +100,7 @@ def test_what_a_run_does_not_take_is_told(server: Server) -> None:
         run_id = accepted.headers["durable-run-id"]
         await until_status(client, run_id, "suspended")
         assert await client.signal(run_id, "go", {"n": 1}) == "taken"
+        await until_status(client, run_id, "completed")
         for name, problem in (("go", "already-answered"), ("other", "run-ended")):
             with pytest.raises(ResponseError) as refused:
                 await client.signal(run_id, name)
@@ -116,13 +118,17 @@ def test_what_a_run_does_not_take_is_told(server: Server) -> None:
 def test_a_dead_run_is_retried(server: Server) -> None:
     async def scenario(server: Server, proxy: TCPProxy, client: DurableClient) -> None:
         asked = {"prefer": "respond-async"}
-        run = client.stream("POST", "/gives-up", params={"what": "it"}, headers=asked)
+        go = server.directory / "go-slowly"
+        go.touch()
+        run = client.stream("POST", "/gives-up", params={"what": "slowly"}, headers=asked)
         with pytest.raises(RunFailed, match="dead: ConnectionError"):
             async for _ in run:
                 pass
         assert run.run_id is not None
-        (server.directory / "mended-it").touch()
+        (server.directory / "mended-slowly").touch()
+        go.unlink()  # else it may have ended before anybody says how it is
         assert await client.retry(run.run_id) == "running"
+        go.touch()
         await until_status(client, run.run_id, "completed")
 
     play(server, scenario)

@@ -9,13 +9,14 @@ import httpx
 from durable_endpoints.client import SSEDecoder
 from tests.support.server import Server
 
+WAIT_S = 30.0
 # Control events without a place in the log.
 _NOT_LOGGED = {"durable.run", "durable.done"}
 
 
 def runs(server: Server) -> list[dict[str, Any]]:
     """Return all runs, newest first."""
-    return list(httpx.get(f"{server.url}/_durable/runs").json()["runs"])
+    return list(httpx.get(f"{server.url}/_durable/runs", timeout=WAIT_S).json()["runs"])
 
 
 def the_run(server: Server) -> str:
@@ -31,6 +32,7 @@ def final_log(
     answer = httpx.get(
         f"{server.url}/_durable/runs/{run_id}/stream",
         headers={"Accept": "text/event-stream", **({"Durable-Events": "1"} if control else {})},
+        timeout=WAIT_S,
     )
     assert answer.status_code == 200, answer.text
     messages = SSEDecoder().feed(answer.content)

@@ -30,23 +30,39 @@ from typing import IO, Self
 ROOT = Path(__file__).parents[2]
 READY_S = 30.0
 STOP_S = 30.0
+PORTS = range(20_000, 32_000)
+_given: set[int] = set()
+_chance = random.SystemRandom()  # Hypothesis seeds the other one alike in every process
 
 
 def free_port() -> int:
     """Return a port that nobody listens on and that no outgoing connection is given.
 
     From below the ephemeral range: a client that tries a port of that range while the server is
-    down can be connected to itself.
+    down can be connected to itself. Never one that this process has given out before, nor one of
+    another process of the same test run: its server may be down just now, and will come back.
     """
-    for port in random.sample(range(20_000, 32_000), 100):
+    ours = _ports_of_this_process()
+    for port in _chance.sample(ours, len(ours)):
+        if port in _given:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
-    raise RuntimeError("no free port between 20000 and 32000")
+    raise RuntimeError(f"no free port between {ours.start} and {ours.stop}")
+
+
+def _ports_of_this_process() -> range:
+    """Return the slice of the ports that pytest-xdist's worker has for itself."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    size = len(PORTS) // workers
+    return PORTS[worker * size : (worker + 1) * size]
 
 
 class Server:

@@ -30,7 +30,7 @@ from tests.surface.waiters import (
     text_of,
     waiting,
 )
-from tests.surface.wire import is_problem, until_noted, until_status
+from tests.surface.wire import is_problem, until, until_noted, until_status
 
 ANN, BOB = {"x-user": "ann", **PROXIED}, {"x-user": "bob", **PROXIED}
 YES, NO = {"approved": True}, {"approved": False}
@@ -57,12 +57,20 @@ def forged(run_id: str, wait: str = "0", secret: str = SECRETS[0], expires_s: in
     return "/_durable/approvals/" + sign([parse_secret(secret)], run_id, wait, expires_s)
 
 
+def sent(directory: Path, run_id: str) -> str:
+    """Return the link that was sent: a moment after its wait was durable."""
+    file = directory / f"link-{run_id}"
+    return str(until("the link is sent", lambda: file.exists() and file.read_text()))
+
+
 # --- the page
 
 
 def test_looking_changes_nothing(client: httpx.Client) -> None:
     """Mail programs and chat servers open links before a person does."""
     run_id, link = asked(client, summary="Refund 40 EUR to Ann?", timeout=3600)
+    # Until the person is told, the run has something to write down of its own.
+    until_status(client, run_id, "suspended")
     before = kinds(client, run_id)
     for _ in range(2):
         page = client.get(link, headers=FORM)
@@ -218,8 +226,11 @@ def test_a_bad_form_is_told_so_on_a_page(client: httpx.Client, body: str, status
     assert "signal" not in kinds(client, run_id)
 
 
-def test_what_was_not_decided_in_time_is_not_decided_later(client: httpx.Client) -> None:
-    run_id, link = asked(client, timeout=0.3, then="")
+def test_what_was_not_decided_in_time_is_not_decided_later(
+    client: httpx.Client, directory: Path
+) -> None:
+    run_id = waiting(client, "/approval", json={"timeout": 0.3, "then": ""})
+    link = sent(directory, run_id)  # the list may have it no more
     assert response_of(client, run_id) == {"timeout": "refund"}
     late = client.post(link, json=YES)
     assert late.status_code in (409, 410), late.text
@@ -262,9 +273,9 @@ def test_the_link_of_the_list_and_the_one_sent_are_good(
     client: httpx.Client, directory: Path
 ) -> None:
     run_id, link = asked(client, then="end")
-    sent = (directory / f"link-{run_id}").read_text()
-    assert client.get(sent, headers=FORM).text == client.get(link, headers=FORM).text
-    assert client.post(sent, json=YES).status_code == 202
+    other = sent(directory, run_id)
+    assert client.get(other, headers=FORM).text == client.get(link, headers=FORM).text
+    assert client.post(other, json=YES).status_code == 202
     is_problem(client.post(link, json=YES), 409, "already-answered")
 
 

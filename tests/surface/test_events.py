@@ -39,6 +39,13 @@ def post(client: httpx.Client, name: str, data: Any, **headers: str) -> httpx.Re
     return client.post(f"/_durable/events/{name}", json=data, headers=headers)
 
 
+def until_waits(
+    client: httpx.Client, run_id: str, times: int, headers: dict[str, str] | None = None
+) -> None:
+    """Wait until a run durably waits again: only then an event finds it."""
+    until("it waits again", lambda: kinds(client, run_id, headers).count("wait") == times)
+
+
 def reached(answer: httpx.Response, status: int = 202) -> list[str]:
     assert answer.status_code == status, answer.text
     return list(answer.json()["runs"])
@@ -141,7 +148,7 @@ def test_an_event_sent_again_reaches_nobody_twice(
     run_id = matched(client, name, {"a": 1, "times": 2})
     first = post(client, name, {"a": 1, "n": 1}, **{header: "e-1"})
     assert reached(first) == [run_id]
-    until("it waits again", lambda: kinds(client, run_id).count("wait") == 2)
+    until_waits(client, run_id, 2)
     for _ in range(2):
         assert reached(post(client, name, {"a": 1, "n": 1}, **{header: "e-1"}), 200) == [run_id]
     assert kinds(client, run_id).count("signal") == 1
@@ -172,7 +179,7 @@ def test_an_event_sent_again_after_a_restart_is_not_delivered_twice(
 ) -> None:
     run_id = matched(client, name, {"a": 1, "times": 2})
     assert reached(post(client, name, {"a": 1}, **{"webhook-id": "e"})) == [run_id]
-    until("it waits again", lambda: kinds(client, run_id).count("wait") == 2)
+    until_waits(client, run_id, 2)
     server.restart()
     with httpx.Client(base_url=server.url, timeout=30) as client:
         again = post(client, name, {"a": 1}, **{"webhook-id": "e"})
@@ -198,6 +205,8 @@ def test_events_reach_the_runs_of_their_principal_only(
         assert reached(post(client, name, {"a": 1, "n": 1}, **ANN, **same)) == [anns]
         assert reached(post(client, name, {"a": 1, "n": 2}, **BOB, **same)) == [bobs]
         assert reached(post(client, name, {"a": 1, "n": 1}, **ANN, **same), 200) == [anns]
+        for run_id, headers in ((anns, ANN), (bobs, BOB)):
+            until_waits(client, run_id, 2, headers)
         # From this machine, without a proxy: an operator's event, for everybody's runs.
         assert reached(post(client, name, {"a": 1, "n": 3})) == [anns, bobs]
         for run_id, headers, got in ((anns, ANN, [1, 3]), (bobs, BOB, [2, 3])):

@@ -150,11 +150,16 @@ def test_a_thousand_readers_of_one_run_and_not_one_too_many(
             return await asyncio.gather(*readers)
 
         bodies = asyncio.run(main())
-        mine = first.read()
+        mine = without_beats(first.read())
     assert len(bodies) == READERS_PER_RUN_MAX - 1
-    for body in set(bodies):
-        assert len(events_of(dechunked(body).decode())) == 30
-        assert dechunked(body) == mine
+    for body in {without_beats(dechunked(body)) for body in bodies}:
+        assert len(events_of(body.decode())) == 30
+        assert body == mine
+
+
+def without_beats(body: bytes) -> bytes:
+    """Return a body without heartbeats: each reader's silence began at another moment."""
+    return body.replace(b": hb\n", b"")
 
 
 def dechunked(body: bytes) -> bytes:

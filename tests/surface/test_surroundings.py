@@ -292,7 +292,8 @@ def test_test_client_with_and_without_a_lifespan(
     with TestClient(app) as client:
         answer = client.get("/")
         run_id = answer.headers["durable-run-id"]
-        until("completed", lambda: client.get(f"/_durable/runs/{run_id}").json()["status"])
+        path = f"/_durable/runs/{run_id}"
+        until("completed", lambda: client.get(path).json()["status"] == "completed")
         assert client.get(f"/_durable/runs/{run_id}/response").json() == {"answer": "42"}
 
 

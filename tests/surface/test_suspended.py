@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from tests.support.server import Server
 from tests.surface.waiters import (
     PROXIED,
     accepted,
+    entries,
     kinds,
     link_of,
     outcome,
@@ -245,14 +247,29 @@ def test_our_client_reads_through_a_suspension(client: httpx.Client) -> None:
 
 
 def test_a_sleep_is_shown_and_never_early(client: httpx.Client) -> None:
-    run_id = accepted(client, "/sleeps", params={"seconds": 1.2})
+    run_id = accepted(client, "/sleeps", params={"seconds": 3600})
     run = until_status(client, run_id, "suspended")
     assert run["waiting"][0]["kind"] == "timer"
     created, wake = (datetime.fromisoformat(run[name]) for name in ("created_at", "wake_at"))
-    assert 1.1 < (wake - created).total_seconds() < 2.2
+    assert 3600 <= (wake - created).total_seconds() < 3630
+    assert client.post(f"/_durable/runs/{run_id}/cancel").status_code == 202
+    # The best of a few, for the machine may be busy with something else; none is early.
+    late_s = [woken_late_s(client)]
+    while min(late_s) >= 1.5 and len(late_s) < 3:
+        late_s.append(woken_late_s(client))
+    assert 0 <= min(late_s) < 1.5, late_s
+
+
+def woken_late_s(client: httpx.Client) -> float:
+    """Have a run sleep; return how long after its time it was at its end."""
+    run_id = accepted(client, "/sleeps", params={"seconds": 1.2})
     assert response_of(client, run_id) == {"slept": "well"}
-    ended = datetime.fromisoformat(client.get(f"/_durable/runs/{run_id}").json()["updated_at"])
-    assert 0 <= (ended - wake).total_seconds() < 1.5
+    run = client.get(f"/_durable/runs/{run_id}").json()
+    created, ended = (datetime.fromisoformat(run[name]) for name in ("created_at", "updated_at"))
+    (timer,) = (entry for entry in entries(client, run_id) if entry["kind"] == "timer")
+    wake = datetime.fromtimestamp(json.loads(timer["payload"])["until"] / 1000, UTC)
+    assert (wake - created).total_seconds() >= 1.2
+    return (ended - wake).total_seconds()
 
 
 # --- ends
@@ -305,7 +322,7 @@ def test_suspended_runs_survive_kills(server: Server) -> None:
         assert outcome(send(client, plain, "refund", json=7, headers=PROXIED)) == "kept"
         link = link_of(client, plain)
         short = waiting(client, "/json", params={"timeout": 0.3})  # it passes meanwhile
-        long = waiting(client, "/json", params={"timeout": 60})
+        long = waiting(client, "/json", params={"timeout": 600})
         with watched(client, "POST", "/stream?waits=2", CONTROL) as reader:
             reader.until("durable.suspended")
             server.kill()

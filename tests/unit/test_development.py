@@ -24,6 +24,7 @@ async def sink() -> AsyncIterator[str]:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
         await writer.drain()
         writer.close()
+        await writer.wait_closed()  # here, not in a loop that has ended
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
@@ -47,10 +48,11 @@ def test_a_post_from_a_plain_step_is_told_of_and_one_from_an_effect_is_not(
                 return PlainTextResponse(str(await post()))
 
             app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
-            app.add_middleware(DurableMiddleware, store="memory:", development=True)
-            transport = httpx.ASGITransport(app=app)
+            middleware = DurableMiddleware(app, store="memory:", development=True)
+            transport = httpx.ASGITransport(app=middleware)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 assert (await client.post("/")).text == "200"
+            await middleware.engine.close()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
