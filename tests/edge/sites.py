@@ -138,6 +138,14 @@ class Site:
 
         await self.until(there)
 
+    async def driven_here(self, run_id: str) -> None:
+        """Wait until the edge has taken it up: the centre may have been slow to say whose it is."""
+
+        async def here() -> bool:
+            return run_id in self.edge.engine.runs
+
+        await self.until(here)
+
     async def begun(self, function: Callable[..., Any], *args: Any) -> str:
         """Begin a run at the edge, and wait until it is durably at its gate, or its wait."""
         run = await self.edge.start(function, *args)

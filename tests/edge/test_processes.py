@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from durable_endpoints.records import Kind
 from durable_endpoints.testing.sse import Decoder
+from tests.crash.evidence import read_store
 from tests.support.postgres import Cluster, programs
 from tests.support.server import Server, TCPProxy
 
@@ -152,13 +154,17 @@ def test_i2_i5_an_edge_that_is_killed_goes_on_from_its_own_disk(
         async with Pair(tmp_path, cluster) as pair, httpx.AsyncClient(timeout=20) as http:
             client = Client(http)
             await client.open(f"{pair.edge.url}/draw?count=60&pause_ms=20", until=20)
-            await asyncio.to_thread(pair.edge.restart)
+            await asyncio.to_thread(pair.edge.kill)
+            stored = read_store(pair.edge.directory / "edge.db")[client.run_id]
+            kept = sum(entry.kind == Kind.STEP for entry in stored.entries)
+            await asyncio.to_thread(pair.edge.start)
             await client.read_whole(pair.edge)
             client.check_whole(60)
             ran = pair.executions(client.run_id)
-            # What was seen is durable; the step at work when it was killed may run again.
-            assert all(ran[number] == 1 for number in range(20))
-            assert sum(ran.values()) <= 60 + 2, ran
+            # What was seen is durable; what was not when it was killed may run again.
+            assert kept >= 20
+            assert all(ran[number] == 1 for number in range(kept)), (kept, ran)
+            assert max(ran.values()) <= 2, ran
             await until_shipped(http, pair.edge)
             here = await journal(http, pair.edge, client.run_id)
             assert here["entries"]
@@ -181,18 +187,18 @@ def test_i22_a_drained_edge_hands_over_and_the_transcript_is_whole(
             client, waiting = Client(http), Client(http)
             await waiting.open(f"{pair.edge.url}/ask", until=1)
             reading = asyncio.create_task(
-                client.open(f"{pair.edge.url}/draw?count=100&pause_ms=20")
+                client.open(f"{pair.edge.url}/draw?count=200&pause_ms=20")
             )
             async with asyncio.timeout(PATIENCE_S):
                 while len(client.seen) < 20:
                     await asyncio.sleep(0.01)
             await asyncio.to_thread(pair.edge.terminate)
             await reading
-            assert 20 <= len(client.seen) < 100
+            assert 20 <= len(client.seen) < 200
             await client.read_whole(pair.centre)
-            client.check_whole(100)
+            client.check_whole(200)
             ran = pair.executions(client.run_id)
-            assert sum(ran.values()) <= 100 + 2, ran
+            assert sum(ran.values()) <= 200 + 2, ran
             record = await shown(http, pair.centre, f"runs/{waiting.run_id}")
             assert record["status"] in ("suspended", "running")
             signal = f"{pair.centre.url}/_durable/runs/{waiting.run_id}/signals/go"
@@ -303,7 +309,7 @@ def _ms(took: list[float]) -> str:
 def test_i5_i6_who_saw_what_is_void_is_told(tmp_path: Path, cluster: Cluster) -> None:
     async def main() -> None:
         way = TCPProxy(cluster.port)
-        pair = Pair(tmp_path, cluster, way=way.port, ttl_s=1)
+        pair = Pair(tmp_path, cluster, way=way.port, ttl_s=3)
         async with way, pair, httpx.AsyncClient(timeout=20) as http:
             client, patient = Client(http), Client(http)
             url = f"{pair.edge.url}/draw?count=400&pause_ms=25"
@@ -313,7 +319,9 @@ def test_i5_i6_who_saw_what_is_void_is_told(tmp_path: Path, cluster: Cluster) ->
                     await asyncio.sleep(0.01)
             patient.run_id, patient.seen = client.run_id, client.seen[:5]
             way.refusing = True
-            way.cut()
+            while way._tasks:  # one that is just being made is not in reach of a cut yet
+                way.cut()
+                await asyncio.sleep(0.002)
             async with asyncio.timeout(PATIENCE_S):  # until the centre has taken it over
                 while len({line.split()[2] for line in _lines(pair, client.run_id)}) < 2:
                     await asyncio.sleep(0.05)
@@ -326,7 +334,10 @@ def test_i5_i6_who_saw_what_is_void_is_told(tmp_path: Path, cluster: Cluster) ->
                 await reading  # the edge was told, and cut its reader off
             assert len(client.seen) < 400
             for server in (pair.edge, pair.centre):
-                assert await client.come_back(server) == 409
+                async with asyncio.timeout(PATIENCE_S):
+                    while (status := await client.come_back(server)) == 503:
+                        await asyncio.sleep(0.05)  # the edge has to reach the centre first
+                assert status == 409
                 kinds = ("history-diverged", "cursor-ahead")
                 assert client.answer.json()["type"].endswith(kinds)
             await patient.read_whole(pair.edge)

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.crash.evidence import read_store
 from tests.crash.kills import Life, kill_and_judge
 from tests.crash.process import CrashServer
 from tests.faults.disk import FailingDisk, tmpfs, why_no_mounts, why_no_shims
@@ -76,12 +77,14 @@ def interrupted(tmp_path: Path) -> tuple[CrashServer, FailingDisk, str]:
     """Return a dead server, its disk, and a run that it was at."""
     disk = FailingDisk(tmp_path)
     server = CrashServer(tmp_path, env={**disk.env, "LOCK_WAIT": "1"})
-    server.start()
-    url = f"{server.url}/sse?n=40&ms=20"
-    with httpx.stream("POST", url) as response:
-        next(response.iter_raw())
-        server.kill()
-    return server, disk, response.headers["durable-run-id"]
+    while True:  # until a run is met that is not at its end
+        server.start()
+        with httpx.stream("POST", f"{server.url}/sse?n=40&ms=20") as response:
+            next(response.iter_raw())
+            server.kill()
+        run_id = response.headers["durable-run-id"]
+        if read_store(server.store)[run_id].status == "running":
+            return server, disk, run_id
 
 
 def ends(server: CrashServer, begin: Callable[[], object]) -> int:
@@ -96,7 +99,7 @@ def ends(server: CrashServer, begin: Callable[[], object]) -> int:
 
 def completed(server: CrashServer, run_id: str) -> None:
     """Wait until a run is complete."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         status = httpx.get(f"{server.url}/_durable/runs/{run_id}").json()["status"]
         if status == "completed":

@@ -24,7 +24,7 @@ def begin(url: str, path: str, begun: list[str]) -> None:
     def read() -> None:
         try:
             headers = {"durable-events": "1", "prefer": "respond-async"}
-            response = httpx.post(url + path, headers=headers)
+            response = httpx.post(url + path, headers=headers, timeout=60)
             begun.append(response.headers["durable-run-id"])
         except httpx.TransportError:
             return
@@ -86,7 +86,7 @@ def settled(server: CrashServer) -> bool:
 
 
 def listed(server: CrashServer) -> list[dict[str, str]]:
-    runs: list[dict[str, str]] = httpx.get(f"{server.url}/_durable/runs").json()["runs"]
+    runs: list[dict[str, str]] = httpx.get(f"{server.url}/_durable/runs", timeout=30).json()["runs"]
     return runs
 
 

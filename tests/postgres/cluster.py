@@ -29,7 +29,8 @@ from tests.support.postgres import Cluster
 from tests.support.server import Server, TCPProxy, free_port, let_go
 
 APP = "tests.apps.clustered:app"
-TTL_S = 2.0
+# A node that gets no processor for so long is not taken for a dead one.
+TTL_S = 4.0
 # What a busy machine may add to the time that a takeover takes.
 SLACK_S = 8.0
 FINISH_S = 60.0
@@ -119,6 +120,13 @@ class Node:
 
     async def kill(self) -> None:
         await asyncio.to_thread(self.server.kill)
+
+    async def well(self) -> None:
+        """Wait until it has a lease, and has stopped what it drove under one that is over."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not await asyncio.to_thread(self.server._healthy):
+            assert time.monotonic() < deadline, "a node does not come back"
+            await asyncio.sleep(0.02)
 
 
 class Patience(Gate):

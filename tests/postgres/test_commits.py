@@ -26,7 +26,8 @@ PATIENCE_S = 20
 async def through_proxy(cluster: Cluster) -> AsyncIterator[tuple[PostgresStore, TCPProxy]]:
     """Open a store whose connections can be cut."""
     async with TCPProxy(cluster.port) as proxy:
-        store = PostgresStore(cluster.address(port=proxy.port))
+        # Who is cut off for a while is not to lose its lease: that is another test.
+        store = PostgresStore(cluster.address(port=proxy.port, lease_ttl=60))
         await store.open()
         try:
             yield store, proxy
@@ -136,14 +137,17 @@ def test_who_takes_the_run_meanwhile_has_it(cluster: Cluster) -> None:
 def test_a_server_that_says_nothing_is_given_up(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_endpoints.limits.POSTGRES_ANSWER_S", 0.3)
-
     async def main() -> None:
         async with through_proxy(cluster) as (store, proxy):
-            await store.append([opening()])
+            assert not await store.append([opening()])
+            monkeypatch.setattr("durable_endpoints.limits.POSTGRES_ANSWER_S", 0.3)
             proxy.stall()  # the connections there are; new ones go through
             assert await store.append([frame(first=1)]) == frozenset()
+            # The reader's connection is a new one, and has the usual time.
+            monkeypatch.setattr("durable_endpoints.limits.POSTGRES_ANSWER_S", 5.0)
             assert len(await store.read("r1", limit_bytes=99)) == 2
+            # Stalled connections are not waited for at the end, either.
+            monkeypatch.setattr("durable_endpoints.limits.POSTGRES_ANSWER_S", 0.3)
 
     asyncio.run(main())
 
@@ -151,9 +155,9 @@ def test_a_server_that_says_nothing_is_given_up(
 @pytest.mark.parametrize("how", ["kill", "immediate", "fast"])
 def test_the_server_dies_and_comes_back(cluster: Cluster, how: str) -> None:
     async def main() -> None:
-        store = PostgresStore(cluster.address())
+        store = PostgresStore(cluster.address(lease_ttl=60))  # longer than a start may take
         await store.open()
-        await store.append([opening()])
+        assert not await store.append([opening()])
         if how == "kill":
             cluster.kill()
         else:

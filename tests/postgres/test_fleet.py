@@ -58,8 +58,8 @@ def test_i3_i6_a_node_that_is_paused_beyond_its_lease(
         node.out = True
         await fleet.taken_over(name)
         node.server.signal(signal.SIGCONT)
+        await node.well()
         node.out = False
-        await asyncio.sleep(1)
         fleet.beside.append((node.server.pid, since, fleet.log_size()))
 
     fleet = play(tmp_path, cluster, pytestconfig, pause, 1)

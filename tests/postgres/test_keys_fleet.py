@@ -18,11 +18,12 @@ from tests.support.postgres import Cluster
 from tests.support.server import Server
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
-TTL_S = 2
+TTL_S = 4  # a node that gets no processor for so long is not taken for a dead one
 AT_A_TIME = 2  # as in the app
 KILLS = 4
 CLIENTS = 8
 KEYS = 3
+RUNS_MIN = 21
 PATIENCE_S = 90
 
 
@@ -81,15 +82,21 @@ class Trial:
             for _ in range(KILLS):
                 await asyncio.sleep(self.chance.uniform(0.7, 1.5))
                 server = self.chance.choice(self.servers)
-                pid = server.pid
-                await asyncio.to_thread(server.kill)
-                with (self.directory / "work.log").open("a") as log:
-                    log.write(f"killed - - {pid}\n")
+                await asyncio.to_thread(self.kill, server)
                 await asyncio.to_thread(server.start)
             await asyncio.sleep(1)
-            self.over = True
             async with asyncio.timeout(PATIENCE_S):
+                while len(set().union(*self.told.values())) < RUNS_MIN:
+                    await asyncio.sleep(0.05)
+                self.over = True
                 await asyncio.gather(*calls)
+
+    def kill(self, server: Server) -> None:
+        """Kill it, and note that at once: others may use the limit when its lease is over."""
+        pid = server.pid
+        server.kill()
+        with (self.directory / "work.log").open("a") as log:
+            log.write(f"killed - - {pid}\n")
 
     async def rows(self) -> list[asyncpg.Record]:
         url, _, query = self.address.partition("?")
@@ -161,6 +168,6 @@ def test_i6_i7_i16_keys_and_limits_hold_while_nodes_are_killed(
     for number in range(KEYS):
         opened = [row["run_id"] for row in rows if row["concurrency_key"] == f"t{number}"
                   and row["name"] == "POST /queue/{thread}"]  # fmt: skip
-        assert begun[f"queue/t{number}"] == opened
-    assert len(rows) > 20
+        assert begun.get(f"queue/t{number}", []) == opened
+    assert len(rows) >= RUNS_MIN
     print(len(rows), "runs,", len(trial.told), "requests, refused", dict(trial.refused))

@@ -19,6 +19,7 @@ from tests.postgres.test_keys import keyed
 RUNS = 20_000
 # What one statement may touch in all: its few rows, several times over; 70 runs are unowned.
 ROWS_MAX = 400
+_TABLES = ("runs", "frames", "waits", "inbox", "nodes", "deleted", "quotas")
 _FILL = f"""
 insert into runs (run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events,
     attempts, version, principal, idempotency_key, wake_at_ms, owner)
@@ -117,9 +118,11 @@ def address(request: pytest.FixtureRequest, postgres: Callable[[], str]) -> Iter
         await store.open()
         await store.close()
         connection = await connect(store.address, "test")
+        for table in _TABLES:  # the server would come by with statistics at any moment
+            await connection.execute(f"alter table {table} set (autovacuum_enabled = false)")
         await connection.execute(_FILL)
         if request.param == "with statistics":
-            for table in ("runs", "frames", "waits", "inbox", "nodes", "deleted", "quotas"):
+            for table in _TABLES:
                 await connection.execute(f"analyze {table}")
         await connection.close()
 

@@ -86,9 +86,11 @@ async def acts() -> str:
 
 
 @asynccontextmanager
-async def worlds(postgres: Callable[[], str], count: int = 2) -> AsyncIterator[list[World]]:
+async def worlds(
+    postgres: Callable[[], str], count: int = 2, lease_ttl_s: float = 10
+) -> AsyncIterator[list[World]]:
     """Open nodes on one schema; a run that waits stays in memory."""
-    address = postgres()
+    address = f"{postgres()}&lease_ttl={lease_ttl_s}"
     made = [World(PostgresStore(address)) for _ in range(count)]
     try:
         for one in made:
@@ -102,9 +104,12 @@ async def worlds(postgres: Callable[[], str], count: int = 2) -> AsyncIterator[l
             assert not one.failures
 
 
-def play(postgres: Callable[[], str], scenario: Callable[[World, World], Awaitable[None]]) -> None:
+def play(
+    postgres: Callable[[], str], scenario: Callable[[World, World], Awaitable[None]],
+    lease_ttl_s: float = 10,
+) -> None:  # fmt: skip
     async def main() -> None:
-        async with worlds(postgres) as (one, two):
+        async with worlds(postgres, 2, lease_ttl_s) as (one, two):
             await scenario(one, two)
 
     asyncio.run(main())
@@ -258,7 +263,7 @@ def test_i6_readers_of_a_fenced_run_are_cut_and_come_back(postgres: Callable[[],
             await reading
         assert await read_all(one, run_id) == list(range(50))
 
-    play(postgres, scenario)
+    play(postgres, scenario, lease_ttl_s=120)  # the one that was ended is not renewed meanwhile
 
 
 # --- asking
@@ -382,7 +387,7 @@ def test_messages_are_taken_by_whoever_has_the_run_then(postgres: Callable[[], s
         assert (await asking).outcome in ("taken", "known")
         assert await Run(two.engine, await two.engine.observe(run_id)).result() == 5
 
-    play(postgres, scenario)
+    play(postgres, scenario, lease_ttl_s=120)  # the one that was ended is not renewed meanwhile
 
 
 # --- leases
@@ -413,8 +418,10 @@ def test_i6_a_node_that_lost_its_lease_stops_everything(postgres: Callable[[], s
         run_id = await begun(one, lingers)
         remote = one.engine.remote
         assert remote is not None
-        reading = asyncio.create_task(read_all(one, run_id))
-        await asyncio.sleep(0.05)
+        reader = Reader(one.store, await one.engine.observe(run_id))
+        assert await reader.read()
+        reading = asyncio.create_task(reader.read())
+        await asyncio.sleep(0)  # it waits for more
         remote.fenced("the lease of this node is over")
         with pytest.raises(Fenced, match="lease"):
             await reading

@@ -99,7 +99,7 @@ async def kill_and_judge(
 
 async def _let_children_end(server: CrashServer) -> None:
     """Wait, a while, until the runs that no client knows are at their ends, too."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + FINISH_S
     while time.monotonic() < deadline:
         stored = await asyncio.to_thread(read_store, server.store)
         if all(run.status not in ("running", "suspended") for run in stored.values()):
