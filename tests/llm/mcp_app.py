@@ -52,7 +52,7 @@ server = MCPServer("shop", lifespan=opened)
 
 @step
 async def part(tag: str, number: int) -> int:
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0.05)
     ran(f"{tag} {number}")
     return number
 
@@ -156,7 +156,7 @@ low = Server("low", on_list_tools=list_tools, on_call_tool=call_tool)
 
 durable_tools(
     server, tools=["add_up", "quick", "trip", "refused", "order"], required=["guarded"],
-    patience=0.3, poll_interval=0.02,
+    patience=0.1, poll_interval=0.02,  # so that a slow disk does not make a slow tool quick
 )  # fmt: skip
 durable_tools(low, patience=0, poll_interval=0.02)
 shop_app, low_app = server.streamable_http_app(), low.streamable_http_app()

@@ -54,7 +54,7 @@ async def killed_midway(server: Server, path: str) -> list[dict[str, Any]]:
 def test_streams_survive_a_kill(
     app: str, path: str, requests: int, provider: Provider, tmp_path: Path
 ) -> None:
-    with serve(app, tmp_path, provider, "m?n=25&pace=10") as server:
+    with serve(app, tmp_path, provider, "m?n=25&pace=100") as server:
         found = asyncio.run(killed_midway(server, path))
     assert "".join(event.get("text", "") for event in found) == "".join(f"w{n} " for n in range(25))
     # The answer that was cut is asked for twice, nothing else is.

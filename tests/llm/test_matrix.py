@@ -152,12 +152,14 @@ async def chat_given_up(kit: Kit) -> Any:
     """Give a slow answer up, and take another one."""
     client, found = kit.openai(), []
     try:
-        async with asyncio.timeout(0.3):
+        async with asyncio.timeout(20) as patience:
             stream = await client.chat.completions.create(
                 model="m?n=9&stall=4&pace=1", messages=ASK, stream=True
             )
             async for chunk in stream:
-                found.append(chunk.choices[0].delta.content)  # noqa: PERF401 - kept at an error
+                found.append(chunk.choices[0].delta.content)
+                if len(found) == 5:  # nothing comes behind the four words
+                    patience.reschedule(asyncio.get_running_loop().time() + 0.1)
     except TimeoutError:
         found.append("too slow")
     answer = await client.chat.completions.create(model="m?n=2", messages=ASK)
@@ -245,8 +247,8 @@ async def chat_refused_raw(kit: Kit) -> Any:
 
 
 async def chat_timeout(kit: Kit) -> Any:
-    client = kit.openai(timeout=0.3)
-    return await caught(client.chat.completions.create(model="m?wait=3000", messages=ASK))
+    client = kit.openai(timeout=kit.library.Timeout(20, read=0.3))
+    return await caught(client.chat.completions.create(model="m?wait=9000", messages=ASK))
 
 
 async def _until_error(stream: Any) -> Any:
@@ -269,7 +271,8 @@ async def chat_cut(kit: Kit) -> Any:
 
 async def chat_stalled(kit: Kit) -> Any:
     return await _until_error(
-        await kit.openai(timeout=0.3).chat.completions.create(
+        # Between any two of the words that come no machine pauses for so long.
+        await kit.openai(timeout=3).chat.completions.create(
             model="m?n=9&stall=4&pace=1", messages=ASK, stream=True
         )
     )
@@ -406,8 +409,8 @@ async def messages_refused(kit: Kit) -> Any:
 
 
 async def messages_timeout(kit: Kit) -> Any:
-    client = kit.anthropic(timeout=0.3)
-    return await caught(client.messages.create(model="m?wait=3000", messages=ASK, max_tokens=9))
+    client = kit.anthropic(timeout=kit.library.Timeout(20, read=0.3))
+    return await caught(client.messages.create(model="m?wait=9000", messages=ASK, max_tokens=9))
 
 
 async def messages_cut(kit: Kit) -> Any:

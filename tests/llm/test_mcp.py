@@ -276,7 +276,7 @@ def test_a_server_that_was_restarted_is_connected_to_again(mcp_shop: Server) -> 
         async with DurableClient(lambda: Client(url), name="shop") as client:
             await client.list_tools()
             await step.run("told", told.wait)
-            slow = await client.call_tool("slow", {"seconds": 2})
+            slow = await client.call_tool("slow", {"seconds": 4})
             ordered = await client.call_tool("order", {"item": "pen"})
             return [slow.content[0].text, ordered.content[0].text]
 

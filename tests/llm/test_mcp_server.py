@@ -48,6 +48,7 @@ from tests.llm.lives import LivesServer
 
 pytestmark = pytest.mark.crash
 PARTS = 12
+LONG = 70  # of them take longer than a pause of the machine, at the end of which all is over
 SUM = f"welcome: {sum(range(PARTS))}"
 
 
@@ -155,14 +156,14 @@ def test_a_task_survives_every_kill(shop: Shop) -> None:
 def test_a_server_that_is_away_is_waited_for(shop: Shop) -> None:
     async def main() -> None:
         async with shop.with_tasks() as client:
-            task = await begun(client.session, "add_up", tag="away", parts=PARTS)
+            task = await begun(client.session, "add_up", tag="away", parts=LONG)
         waiting = asyncio.create_task(task_result(shop.with_tasks, task.task_id))
-        await shop.has_run("away", 10)
+        await shop.has_run("away", 4)
         await asyncio.to_thread(shop.kill)
         await asyncio.sleep(0.3)
         assert not waiting.done()
         await asyncio.to_thread(shop.start)
-        assert text_of(await waiting) == SUM
+        assert text_of(await waiting) == f"welcome: {sum(range(LONG))}"
         await asyncio.to_thread(shop.kill)
         try:
             with pytest.raises((httpx2.TransportError, ExceptionGroup, MCPError)):
@@ -176,12 +177,16 @@ def test_a_server_that_is_away_is_waited_for(shop: Shop) -> None:
 def test_a_quick_tool_is_answered_at_once(shop: Shop) -> None:
     async def main() -> None:
         async with shop.with_tasks() as client:
-            found = await client.session.call_tool("quick", {"tag": "q1"}, allow_claimed=True)
+            before = len(await runs(shop, "MCP shop: quick"))
+            for tries in range(1, 21):  # noqa: B007 - where the machine pauses it is not quick
+                found = await client.session.call_tool("quick", {"tag": "q1"}, allow_claimed=True)
+                if not isinstance(found, CreatedTask):
+                    break
             assert text_of(found) == "done"
             # The whole of a slow one, by the client's own hand.
             slow = await client.call_tool("add_up", {"tag": "q2", "parts": PARTS})
             assert text_of(slow) == SUM
-        assert len(await runs(shop, "MCP shop: quick")) == 1
+        assert len(await runs(shop, "MCP shop: quick")) == before + tries
 
     play(main)
 
@@ -326,7 +331,7 @@ def test_a_task_asks_its_client(shop: Shop) -> None:
 def test_a_keyed_call_is_made_once(shop: Shop) -> None:
     async def main() -> None:
         meta = {KEY_META: "one"}
-        arguments = {"tag": "k1", "parts": PARTS}
+        arguments = {"tag": "k1", "parts": LONG}
 
         async def cut() -> None:
             async with shop.client() as client:
@@ -339,7 +344,8 @@ def test_a_keyed_call_is_made_once(shop: Shop) -> None:
             await calling
         async with shop.client() as client:
             for _ in range(2):
-                assert text_of(await client.call_tool("add_up", arguments, meta=meta)) == SUM
+                found = await client.call_tool("add_up", arguments, meta=meta)
+                assert text_of(found) == f"welcome: {sum(range(LONG))}"
             with pytest.raises(MCPError, match="another call"):
                 await client.call_tool("add_up", {"tag": "k1", "parts": 1}, meta=meta)
         assert max(Counter(shop.ran("k1")).values()) <= 2

@@ -81,7 +81,7 @@ def test_tools_survive_every_kill(model: Any, provider: Provider) -> None:
 
 def test_a_stream_goes_token_by_token(provider: Provider) -> None:
     agent = Agent(
-        OpenAIChatModel("m?n=30&pace=4", provider=provider_of(provider)), name="teller",
+        OpenAIChatModel("m?n=30&pace=100", provider=provider_of(provider)), name="teller",
         capabilities=[DurableEndpoints()],
     )  # fmt: skip
     times: list[float] = []

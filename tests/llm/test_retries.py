@@ -19,37 +19,40 @@ from tests.support.server import TCPProxy
 
 ASK: Any = [{"role": "user", "content": "say something"}]
 Ask = Callable[[Kit, str], Awaitable[Any]]
-# The libraries as they are: two retries of their own.
-OWN: dict[str, Any] = {"max_retries": 2, "timeout": 0.25}
+
+
+def own(model: str) -> dict[str, Any]:
+    """The libraries as they are: two retries of their own; impatient where nobody answers."""
+    return {"max_retries": 2, "timeout": 0.25 if "wait=" in model else 30}
 
 
 async def chat(kit: Kit, model: str) -> Any:
-    client = kit.openai(**OWN)
+    client = kit.openai(**own(model))
     return await client.chat.completions.create(model=model, messages=ASK)
 
 
 async def chat_stream(kit: Kit, model: str) -> Any:
-    client = kit.openai(**OWN)
+    client = kit.openai(**own(model))
     stream = await client.chat.completions.create(model=model, messages=ASK, stream=True)
     return [chunk async for chunk in stream]
 
 
 async def responses(kit: Kit, model: str) -> Any:
-    return await kit.openai(**OWN).responses.create(model=model, input="hello")
+    return await kit.openai(**own(model)).responses.create(model=model, input="hello")
 
 
 async def responses_stream(kit: Kit, model: str) -> Any:
-    async with kit.openai(**OWN).responses.stream(model=model, input="hello") as stream:
+    async with kit.openai(**own(model)).responses.stream(model=model, input="hello") as stream:
         return await stream.get_final_response()
 
 
 async def messages(kit: Kit, model: str) -> Any:
-    client = kit.anthropic(**OWN)
+    client = kit.anthropic(**own(model))
     return await client.messages.create(model=model, messages=ASK, max_tokens=9)
 
 
 async def messages_stream(kit: Kit, model: str) -> Any:
-    client = kit.anthropic(**OWN)
+    client = kit.anthropic(**own(model))
     async with client.messages.stream(model=model, messages=ASK, max_tokens=9) as stream:
         return await stream.get_final_message()
 
@@ -59,7 +62,7 @@ FAILURES = {
     "m?fail=429&after=0.05": "RateLimitError",
     "m?fail=500": "InternalServerError",
     "m?fail=529": ("InternalServerError", "OverloadedError"),
-    "m?wait=3000": "APITimeoutError",
+    "m?wait=9000": "APITimeoutError",
     "m?fail=400": "BadRequestError",
 }
 
@@ -135,14 +138,15 @@ def test_a_refusal_that_passes(call: Ask, provider: Provider) -> None:
             llm_hosts=["127.0.0.1:*"],
         )  # fmt: skip
 
-        async def body() -> None:
-            async def later() -> None:
-                await asyncio.sleep(0.15)
-                await chat(kit, "m?key=later")
-
-            await asyncio.gather(call(kit, "m?fail=429&times=1&after=0.4"), later())
-
         async with world() as one:
+
+            async def body() -> None:
+                async def later() -> None:
+                    await requests.refused(one)
+                    await chat(kit, "m?key=later")
+
+                await asyncio.gather(call(kit, "m?fail=429&times=1&after=0.4"), later())
+
             await requests.run(one, body)
         await kit.close()
         seen = provider.counted()

@@ -87,11 +87,13 @@ def test_an_answer_asked_for_again_counts_once(provider: Provider) -> None:
 
             async def body() -> None:
                 stream = await client.chat.completions.create(
-                    model="gpt?n=9&pace=20", messages=ASK, stream=True,
+                    model="gpt?n=60&pace=20", messages=ASK, stream=True,
                     stream_options={"include_usage": True},
                 )  # fmt: skip
                 async for chunk in stream:
-                    got.append(chunk)  # noqa: PERF401 - looked at meanwhile
+                    got.append(chunk)
+                    if len(got) == 4:  # the first process comes no further
+                        await asyncio.Event().wait()
 
             requests._BODY[:] = [body]
             started = await one.start(requests.play_body)
@@ -101,7 +103,7 @@ def test_an_answer_asked_for_again_counts_once(provider: Provider) -> None:
             await one.boot()
             await one.ended_for_good(started.id)
             usage = usage_of(await one.entries(started.id))
-            assert usage.models == {"gpt": Tokens(1, 7, 2, 9, 1)}
+            assert usage.models == {"gpt": Tokens(1, 7, 2, 60, 1)}
             assert usage.unknown == 1
             await client.close()
 
