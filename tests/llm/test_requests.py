@@ -549,7 +549,7 @@ def test_half_of_a_large_json_answer_is_nothing(provider: Provider) -> None:
             async def body() -> Any:
                 showing = asyncio.create_task(show())
                 answer = await client.chat.completions.with_raw_response.create(
-                    model="m?pad=2000000&pace=250", messages=ASK
+                    model="m?pad=2000000&pace=400", messages=ASK
                 )
                 showing.cancel()
                 return len(answer.content)

@@ -165,7 +165,10 @@ def test_the_server_dies_and_comes_back(cluster: Cluster, how: str) -> None:
         writing = asyncio.create_task(store.append([frame(first=1)]))
         with pytest.raises(StoreAway, match="does not answer"):
             await store.get("r1")
-        assert "does not answer" in str(store.away)
+        async with asyncio.timeout(PATIENCE_S):
+            while store.away is None:  # the write has not waited for as long yet
+                await asyncio.sleep(0.01)
+        assert "does not answer" in store.away
         assert not writing.done()
         cluster.start()
         assert await writing == frozenset()

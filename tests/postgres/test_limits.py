@@ -184,7 +184,7 @@ def test_all_nodes_together_keep_to_the_rate_and_ask_seldom(nodes: Nodes) -> Non
         async with sharing(nodes) as made:
             async with stalls(made[0]) as lost:
                 began_s = time.monotonic()
-                uses = await busy(made, limit, for_s=2.0, callers=30)
+                uses = await busy(made, limit, for_s=2.0, callers=30, least=400)
                 took_s = time.monotonic() - began_s - await lost.lost_s()
             for first_s in uses.times[:: len(uses.times) // 20]:
                 for last_s in uses.times[:: len(uses.times) // 20]:

@@ -162,9 +162,9 @@ async def execute_value(store: PostgresStore, statement: str) -> object:
 
 def test_a_lease_is_renewed_while_a_handler_keeps_the_loop(nodes: Nodes) -> None:
     async def main() -> None:
-        async with nodes(2, lease_ttl=4) as (one, two):
+        async with nodes(2, lease_ttl=5) as (one, two):
             assert not await one.append([opening()])
-            time.sleep(4.2)  # what a handler ought not to do, and does
+            time.sleep(5.2)  # what a handler ought not to do, and does
             assert one.holds_lease
             assert await two.claim(["r1"], 5) == []
             assert not await one.append([frame(first=1)])
