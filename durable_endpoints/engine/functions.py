@@ -188,9 +188,12 @@ async def _drive(
     except BaseException as raised:  # noqa: BLE001 - a compensation that waits: suspended
         if run.life is life and not run.resting:
             run.fence(f"its end was cut short: {raised!r}")
+    if run.life is life and not run.resting:
+        run.task = None  # nobody cancels this task for the run now: it has to leave memory
     if error is not None and not is_cancellation(error):
         logger.error("run %s failed", run.id, exc_info=error)
-    await engine.log.flush()
-    if run.life is life and not run.resting:
-        run.task = None
-        engine.forget(run)
+    try:
+        await engine.log.flush()
+    finally:
+        if run.life is life and not run.resting:
+            engine.forget(run)

@@ -56,6 +56,10 @@ class Host(Protocol):
         """Note that a run is durably suspended."""
         ...
 
+    def lost(self, run: LiveRun) -> None:
+        """Note that a run was fenced before its suspension was known to be durable."""
+        ...
+
     def child_awaited(self, run: LiveRun, child_id: str) -> None:
         """Answer the run's wait for a child that may have ended already."""
         ...

@@ -19,7 +19,7 @@ class Replay:
         pace: Pace,
         loop: asyncio.AbstractEventLoop,
         on_exhausted: Callable[[], None],
-        on_stall: Callable[[str], None],
+        on_stall: Callable[[str], object],
         on_cancel: Callable[[], None],
         stall_s: float = REPLAY_STALL_S,
     ) -> None:

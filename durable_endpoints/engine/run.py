@@ -251,7 +251,7 @@ class LiveRun:
             self.tell_cancelled()
         if not journal.exhausted:
             self.replay = Replay(
-                journal, self.pace, self.log.loop, self._replayed, self._stalled,
+                journal, self.pace, self.log.loop, self._replayed, self.diverge,
                 self.tell_cancelled, stall_s,
             )  # fmt: skip
 
@@ -276,9 +276,6 @@ class LiveRun:
             self.log.loop.call_soon(self.tell_cancelled, turns - 1)
         elif self.task is not None and self.told == 1:
             self.task.cancel("the run was cancelled")
-
-    def _stalled(self, difference: str) -> None:
-        self.diverge(difference)
 
     def diverge(self, difference: str) -> Diverged:
         """Park the run: its code no longer does what is recorded (I11). Return what to raise."""
@@ -359,8 +356,8 @@ class LiveRun:
     def fence(self, reason: str) -> None:
         """Stop: another owner commits for the run, or the process is leaving (I6, I22)."""
         if self.fenced is None or self.resting:
-            self.fenced, self.resting, self._parked = reason, False, False
-            self._parts = []
+            was_resting, self.resting = self.resting, False
+            self.fenced, self._parked, self._parts = reason, False, []
             if self._waits is not None:
                 self._waits.close()
             if self.replay is not None:
@@ -368,6 +365,8 @@ class LiveRun:
             if self.task is not None:
                 self.task.cancel(reason)
             self.wake()
+            if was_resting:  # nobody else takes it out of memory
+                self.log.host.lost(self)
 
     # --- waiting
 

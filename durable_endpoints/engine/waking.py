@@ -80,6 +80,10 @@ class Waking:
             if left_s < DUE_INTERVAL_S:
                 run.log.loop.call_later(max(left_s, 0), self.hint)
 
+    def lost(self, run: LiveRun) -> None:
+        """Note that a run was fenced before its suspension was known to be durable."""
+        self._engine.forget(run)
+
     def child_awaited(self, run: LiveRun, child_id: str) -> None:
         """Answer the run's wait for a child that may have ended already."""
         child = self._engine.runs.get(child_id)

@@ -202,6 +202,7 @@ class PostgresStore:
                 timer.cancel()
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, longest_s)
+        self._away_since_s = None  # nothing waits any more; the lease says how it is
         logger.warning("the lease of this node is over; %d runs are left to others", len(batch))
         return frozenset(frame.run_id for frame in batch)
 

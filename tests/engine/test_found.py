@@ -623,3 +623,73 @@ def test_a_timeout_that_was_over_before_the_recovery_ends_the_run(loop: Any) -> 
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(scenario())
+
+
+class Gone(MemoryStore):
+    """What brings a run's status waits there, once, and is left to others in the end."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__()
+        self.status = status
+        self.waiting, self.back = asyncio.Event(), asyncio.Event()
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        if self.back.is_set() or not any(frame.status == self.status for frame in batch):
+            return await super().append(batch)
+        self.waiting.set()
+        await self.back.wait()
+        return frozenset(frame.run_id for frame in batch)
+
+
+@pytest.mark.parametrize("first", ["the node", "the store"])
+def test_i16_a_run_fenced_on_its_way_out_of_memory_is_driven_on(first: str) -> None:
+    """Its node had no lease for a while, and nobody else took the run."""
+
+    async def main() -> None:
+        store = Gone("suspended")
+        async with world(store) as one:
+            at_once(one)
+            run = await one.start(asked_once)
+            live = one.engine.runs[run.id]
+            async with asyncio.timeout(PATIENCE_S):
+                await store.waiting.wait()
+                if first == "the node":
+                    live.fence("the lease of this node is over")
+                store.back.set()
+                while run.id in one.engine.runs:
+                    await asyncio.sleep(0.001)
+            assert live.gone is not None
+            await one.recovery.sweep()
+            await (await one.run_of(run.id)).signal("go", 1)
+            assert await (await one.ended_for_good(run.id)).result() == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", ["the node", "the store"])
+def test_i16_a_call_fenced_at_its_end_is_driven_on(first: str) -> None:
+    """Its node had no lease for a while, and nobody else took the run."""
+
+    @durable
+    async def quick() -> str:
+        await step(asyncio.sleep)(0)
+        return "done"
+
+    async def main() -> None:
+        store = Gone("completed")
+        async with world(store) as one:
+            run = await one.start(quick)
+            live = one.engine.runs[run.id]
+            async with asyncio.timeout(PATIENCE_S):
+                await store.waiting.wait()
+                if first == "the node":
+                    live.fence("the lease of this node is over")
+                    await asyncio.sleep(0)
+                store.back.set()
+                while run.id in one.engine.runs:
+                    await asyncio.sleep(0.001)
+            assert live.gone is not None
+            await one.recovery.sweep()
+            assert await (await one.ended_for_good(run.id)).result() == "done"
+
+    asyncio.run(main())
