@@ -270,10 +270,11 @@ class Exchange:
             try:
                 leaving = self._host.engine.leaving
                 await conclude(run, error, complete=complete, leaving=leaving)
-            except BaseException as raised:  # told to stop while it was undone
-                if run.fenced is None and not self._life.over:
-                    raise
-                error, ours = raised, True
+            except BaseException as raised:  # noqa: BLE001 - told to stop while it is undone
+                error, ours = raised, run.fenced is not None or self._life.over
+                if not ours:  # by somebody outside: it is taken up again, as it is before its end
+                    run.task = None
+                    run.fence("its end was cut short")
         if run.resting or self._life.over:
             await self._outlive(run, error)
             return
