@@ -303,9 +303,13 @@ class Exchange:
     async def _let_go(self, run: LiveRun) -> None:
         if self._sender is not None:
             self._sender.cancel()
-        if run.fenced is None and run.over:
-            with suppress(Fenced):
-                await run.durable(run.terminal_seq)
+        try:
+            if run.fenced is None and run.over:
+                with suppress(Fenced):
+                    await run.durable(run.terminal_seq)
+        except asyncio.CancelledError:  # who cancels the request does not keep its run in memory
+            self._host.spawn(self._let_go(run))
+            raise
         if not self._life.over:
             self._host.engine.forget(run)
 
