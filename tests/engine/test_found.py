@@ -641,25 +641,29 @@ class Gone(MemoryStore):
         return frozenset(frame.run_id for frame in batch)
 
 
+async def fenced(one: World, run: Run, store: Gone, first: str) -> None:
+    """Have a run's node lose its lease for a while, and nobody else take the run."""
+    live = one.engine.runs[run.id]
+    async with asyncio.timeout(PATIENCE_S):
+        await store.waiting.wait()
+        if first == "the node":
+            live.fence("the lease of this node is over")
+            await asyncio.sleep(0)
+        store.back.set()
+        while run.id in one.engine.runs:
+            await asyncio.sleep(0.001)
+    assert live.gone is not None
+    await one.recovery.sweep()
+
+
 @pytest.mark.parametrize("first", ["the node", "the store"])
 def test_i16_a_run_fenced_on_its_way_out_of_memory_is_driven_on(first: str) -> None:
-    """Its node had no lease for a while, and nobody else took the run."""
-
     async def main() -> None:
         store = Gone("suspended")
         async with world(store) as one:
             at_once(one)
             run = await one.start(asked_once)
-            live = one.engine.runs[run.id]
-            async with asyncio.timeout(PATIENCE_S):
-                await store.waiting.wait()
-                if first == "the node":
-                    live.fence("the lease of this node is over")
-                store.back.set()
-                while run.id in one.engine.runs:
-                    await asyncio.sleep(0.001)
-            assert live.gone is not None
-            await one.recovery.sweep()
+            await fenced(one, run, store, first)
             await (await one.run_of(run.id)).signal("go", 1)
             assert await (await one.ended_for_good(run.id)).result() == 1
 
@@ -668,8 +672,6 @@ def test_i16_a_run_fenced_on_its_way_out_of_memory_is_driven_on(first: str) -> N
 
 @pytest.mark.parametrize("first", ["the node", "the store"])
 def test_i16_a_call_fenced_at_its_end_is_driven_on(first: str) -> None:
-    """Its node had no lease for a while, and nobody else took the run."""
-
     @durable
     async def quick() -> str:
         await step(asyncio.sleep)(0)
@@ -679,17 +681,7 @@ def test_i16_a_call_fenced_at_its_end_is_driven_on(first: str) -> None:
         store = Gone("completed")
         async with world(store) as one:
             run = await one.start(quick)
-            live = one.engine.runs[run.id]
-            async with asyncio.timeout(PATIENCE_S):
-                await store.waiting.wait()
-                if first == "the node":
-                    live.fence("the lease of this node is over")
-                    await asyncio.sleep(0)
-                store.back.set()
-                while run.id in one.engine.runs:
-                    await asyncio.sleep(0.001)
-            assert live.gone is not None
-            await one.recovery.sweep()
+            await fenced(one, run, store, first)
             assert await (await one.ended_for_good(run.id)).result() == "done"
 
     asyncio.run(main())
