@@ -22,16 +22,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import machine, phases
+from bench import machine, outcome, phases
 from bench.contenders import DURABLE
 from bench.load import BadAnswer, Samples, measure, post
-from bench.overhead import RESULTS, WORK
+from bench.outcome import WORK
 from bench.readback import Expected
 from bench.server import Server
 from bench.stats import mean, number, spread
@@ -222,8 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
     parser.add_argument("--people", type=int, default=8, help="who look, with all pages each")
-    parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
-    parser.add_argument("--out", type=Path, default=RESULTS / "console.json")
+    outcome.add_options(parser, "2 short rounds")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
         parser.error("it takes two rounds to say how sure a figure is")
@@ -236,8 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         "settings": {"rounds": count, "seconds": seconds, "people": options.people},
         "summary": summary, **found,
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
     show(summary, Console())
 
 

@@ -17,21 +17,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick and options.readme:
         parser.error("--readme wants real results; leave out --quick")
-    # A quick look must not take the place of results that took their time.
-    directory = overhead.WORK / "quick" if options.quick else overhead.RESULTS
     common = ["--quick"] if options.quick else []
     peers = ["--peers"] if options.peers else ["--postgres"] if options.postgres else []
     delays = "2,5" if shutil.which("cc") else ""
     if not delays:
         print("no C compiler (cc): the slow disk is left out")
     slow = ["--slow-fdatasync-ms", delays]
-    overhead.main([*common, *peers, *slow, "--out", str(directory / "overhead.json")])
-    recovery.main([*common, *peers, "--out", str(directory / "recovery.json")])
+    overhead.main([*common, *peers, *slow])
+    recovery.main([*common, *peers])
     missed = []
     for name, part in (("scale", scale.main), ("llm", llm.main), ("console", console.main),
                        ("suspended", suspended.main)):  # fmt: skip
         try:
-            part([*common, "--out", str(directory / f"{name}.json")])
+            part(common)
         except SystemExit as said:  # a figure that breaks a promise: the other parts go on
             missed.append(f"{name}: {said}")
     if peers:
@@ -40,7 +38,7 @@ def main() -> None:
         except FileNotFoundError as error:
             print(f"nodes are left out: {error}")
         else:
-            nodes.main([*common, "--out", str(directory / "nodes.json")])
+            nodes.main(common)
     if options.readme:
         report.write_readme()
     if missed:

@@ -7,7 +7,6 @@ with the durable client outside a run, and with it inside a run on SQLite.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import resource
 import shutil
@@ -25,8 +24,9 @@ from openai import AsyncOpenAI
 from rich.console import Console
 from rich.table import Table
 
-from bench import machine, stats
-from bench.overhead import RESULTS, WORK, Rounds
+from bench import machine, outcome, stats
+from bench.outcome import WORK
+from bench.overhead import Rounds
 from durable_endpoints import durable
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.functions import start
@@ -147,8 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.llm", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--answers", type=int, default=30, help="answers a round and contender")
-    parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
-    parser.add_argument("--out", type=Path, default=RESULTS / "llm.json")
+    outcome.add_options(parser, "2 short rounds")
     options = parser.parse_args(arguments)
     rounds, answers = (2, 10) if options.quick else (options.rounds, options.answers)
     directory = WORK / "run" / "llm"
@@ -162,8 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         "settings": {"rounds": rounds, "answers": answers, "tokens": TOKENS, "pace_us": PACE_US},
         "rounds": found,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
     Console().print(table(found))
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -25,10 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import machine, phases, postgres, readback
+from bench import machine, outcome, phases, postgres, readback
 from bench.contenders import DURABLE
 from bench.load import BadAnswer, measure, post
-from bench.overhead import RESULTS, WORK
+from bench.outcome import WORK
 from bench.server import Server
 from bench.stats import number, percentile, spread
 
@@ -164,8 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of 32 clients, each")
     parser.add_argument("--tokens", type=int, default=500, help="of the stream that is followed")
     parser.add_argument("--pace-ms", type=float, default=10.0)
-    parser.add_argument("--quick", action="store_true", help="1 short round: a look, not a result")
-    parser.add_argument("--out", type=Path, default=RESULTS / "nodes.json")
+    outcome.add_options(parser, "1 short round")
     options = parser.parse_args(arguments)
     count, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
     tokens = 100 if options.quick else options.tokens
@@ -190,8 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         "summary": summarize(rounds),
         "tail": {name: spread([one[name] for one in tails]) for name in tails[0]},
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
     show(result, Console())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -13,11 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from bench import machine, phases, stats
+from bench import machine, outcome, phases, stats
 from bench.contenders import OWN, Contender, on_postgres
+from bench.outcome import WORK
 
-HERE = Path(__file__).resolve().parent
-WORK, RESULTS = HERE / ".work", HERE / "results"
 Rounds = list[dict[str, dict[str, Any]]]
 FIGURES = (
     "p50_us", "p99_us", "cpu_us_per_run", "syncs_per_run", "many_per_s", "many_p99_ms",
@@ -105,7 +103,7 @@ def _others(rounds: Rounds) -> float:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--quick", action="store_true", help="2 short rounds: a look, not a result")
+    outcome.add_options(parser, "2 short rounds")
     parser.add_argument("--only", default="", help="contenders, by comma: bare,durable,strict,...")
     parser.add_argument("--workloads", default="steps,chat", help="steps,chat")
     parser.add_argument(
@@ -114,7 +112,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
     parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
-    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
     parser.add_argument("--readme", action="store_true", help="write README's tables and chart")
     return parser.parse_args(arguments)
 
@@ -168,8 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
             slowable = [c for c in contenders if c.slowable]
             slow = run_rounds(slowable, few, phases.QUICK, {"steps"}, progress, delay)
             result["slow"][f"{delay:g}"] = {"rounds": slow, "summary": summarize(contenders, slow)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
 
     from bench import report
 

@@ -18,11 +18,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from bench import machine
+from bench import machine, outcome
 from bench.apps import work
 from bench.contenders import Contender
 from bench.load import BadAnswer
-from bench.overhead import RESULTS, WORK, choose
+from bench.outcome import WORK
+from bench.overhead import choose
 from bench.server import Server, call, get
 from bench.stats import spread
 
@@ -150,11 +151,10 @@ def summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.recovery", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round")
+    outcome.add_options(parser, "one round")
     parser.add_argument("--only", default="", help="contenders, by comma")
     parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
     parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
-    parser.add_argument("--out", type=Path, default=RESULTS / "recovery.json")
     options = parser.parse_args(arguments)
     chosen = choose(options.only, peers=options.peers, postgres=options.postgres)
     contenders = [c for c in chosen if "jobs" in c.workloads]
@@ -183,8 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         "rounds": found,
         "summary": {key: summarize(rounds) for key, rounds in found.items()},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
     from bench import report
 
     report.show(result, Console())

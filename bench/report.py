@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import chart
+from bench.outcome import HERE, RESULTS
 from bench.stats import number
 
-HERE = Path(__file__).resolve().parent
-README, RESULTS = HERE.parent / "README.md", HERE / "results"
+README = HERE.parent / "README.md"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 Row = list[str]
 _BUSY_PCT = 8.0

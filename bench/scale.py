@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from bench import machine, readback, readers
+from bench import machine, outcome, readback, readers
 from bench.contenders import Contender
 from bench.load import BadAnswer, measure, post
-from bench.overhead import RESULTS, WORK
+from bench.outcome import WORK
 from bench.phases import serving
 from bench.server import Server, call
 
@@ -191,8 +191,7 @@ def _start_ms(sizes: Sizes, *, kill: bool) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
+    outcome.add_options(parser, "smaller sizes")
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else FULL
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -219,8 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         "settings": {"quick": options.quick},
         "figures": figures,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
     from bench import report
 
     report.show(result, Console())

@@ -20,10 +20,10 @@ import orjson
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import machine, readback
+from bench import machine, outcome, readback
 from bench.contenders import Contender
 from bench.load import BadAnswer
-from bench.overhead import RESULTS, WORK
+from bench.outcome import WORK
 from bench.server import Server, call
 from bench.stats import number, percentile
 from durable_endpoints.frames import pack, pack_entry
@@ -197,8 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--begun", type=int, default=20_000, help="runs begun by the server itself")
     parser.add_argument("--seconds", type=float, default=10, help="of idling")
     parser.add_argument("--wakes", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="a tenth of it: a look, not a result")
-    parser.add_argument("--out", type=Path, default=RESULTS / "suspended.json")
+    outcome.add_options(parser, "a tenth of it")
     options = parser.parse_args(arguments)
     if options.quick:
         options.runs, options.begun = options.runs // 10, options.begun // 10
@@ -216,8 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
         "kind": "suspended", "machine": machine.describe(WORK), "few": few, "many": many,
         "begun": own, "growth_mib": many["rss_mib"] - few["rss_mib"],
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    outcome.keep(options, result)
     show(result, console)
     if broken := missed(result):
         raise SystemExit("\n".join(broken))

@@ -292,7 +292,7 @@ class Exchange:
                 raise error from aborted
             raise
         finally:
-            await self._let_go(run)
+            self._let_go(run)
         if error is None:
             return
         if self._async_reply:  # the answer is out, and the connection may serve another request
@@ -300,16 +300,17 @@ class Exchange:
             return
         raise error
 
-    async def _let_go(self, run: LiveRun) -> None:
+    def _let_go(self, run: LiveRun) -> None:
         if self._sender is not None:
             self._sender.cancel()
-        try:
-            if run.fenced is None and run.over:
-                with suppress(Fenced):
-                    await run.durable(run.terminal_seq)
-        except asyncio.CancelledError:  # who cancels the request does not keep its run in memory
-            self._host.spawn(self._let_go(run))
-            raise
+        if run.fenced is None and run.over and run.durable_seq < run.terminal_seq:
+            self._host.spawn(self._forget_durable(run))  # a request that was cut waits for nothing
+        elif not self._life.over:
+            self._host.engine.forget(run)
+
+    async def _forget_durable(self, run: LiveRun) -> None:
+        with suppress(Fenced):
+            await run.durable(run.terminal_seq)
         if not self._life.over:
             self._host.engine.forget(run)
 

@@ -25,6 +25,7 @@ from tests.engine.worlds import world
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 FLIPS = 60
+GONE_S = 0.2  # what a process that would be gone is given to end what it does
 PATHS = ("/json?n=5&ms=1", "/sse?n=5&ms=1", "/tokens/resume?n=5&ms=1", "/values?n=8&ms=1")
 PAGE = 4096
 NOTICED = {"500 run-damaged", "500 run-dead", "503 store-unavailable"}
@@ -82,11 +83,40 @@ def crashy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         yield importlib.import_module("tests.apps.crashy")
 
 
+class _Gone:
+    """Where a process would be gone: who waits for an answer then is let go at once."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self._waiting: asyncio.Timeout | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons)
+
+    def note(self, reason: str) -> None:
+        """Take the place of the end of the process."""
+        self.reasons.append(reason)
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time() + GONE_S)
+
+    @asynccontextmanager
+    async def patience(self) -> AsyncIterator[None]:
+        """Give something thirty seconds; who asks a process that would be gone gets no answer."""
+        try:
+            async with asyncio.timeout(GONE_S if self else 30) as self._waiting:
+                yield
+        except TimeoutError:
+            if not self:
+                raise
+        finally:
+            self._waiting = None
+
+
 async def _look(crashy: ModuleType, database: Path, base: Base) -> Counter[str]:
     """Open a damaged store, ask for everything, and say what came."""
-    left: list[str] = []
+    gone = _Gone()
     store = SQLiteStore(database, lock_wait_s=1)
-    engine = Engine(store, on_failure=left.append)
+    engine = Engine(store, on_failure=gone.note)
     app = crashy.build(engine=engine)
     came: Counter[str] = Counter()
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -94,43 +124,32 @@ async def _look(crashy: ModuleType, database: Path, base: Base) -> Counter[str]:
         await engine.open()
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             for run_id in [*base.bodies, *base.interrupted]:
-                if left:
-                    break  # the process would be gone
                 for kind in ("response", "stream", "journal"):
-                    async with _unless_gone(left):
-                        came[await _ask(http, run_id, kind, base, left)] += 1
-            if not left:
-                async with _unless_gone(left):
+                    if gone:
+                        break
+                    async with gone.patience():
+                        came[await _ask(http, run_id, kind, base, gone)] += 1
+            if not gone:
+                async with gone.patience():
                     answer = await http.post("/json?n=2&ms=0")
                     came[f"new {answer.status_code}"] += 1
     except StoreRefused:
         came["refused"] += 1
     finally:
         if engine.is_open:
-            async with _unless_gone(left):
+            async with gone.patience():
                 await engine.close()
-    if left:
+    if gone:
         came["left"] += 1
     return came
 
 
-@asynccontextmanager
-async def _unless_gone(left: list[str]) -> AsyncIterator[None]:
-    """Give something thirty seconds; who asks a process that would be gone gets no answer."""
-    try:
-        async with asyncio.timeout(30):
-            yield
-    except TimeoutError:
-        if not left:
-            raise
-
-
-async def _ask(http: httpx.AsyncClient, run_id: str, kind: str, base: Base, left: list[str]) -> str:
+async def _ask(http: httpx.AsyncClient, run_id: str, kind: str, base: Base, gone: _Gone) -> str:
     deadline = asyncio.get_running_loop().time() + 20
     path = f"/_durable/runs/{run_id}"
     while kind != "journal" and run_id in base.interrupted:
         status = (await http.get(path)).json().get("status")
-        if status != "running" or left:
+        if status != "running" or gone:
             break
         assert asyncio.get_running_loop().time() < deadline, f"{run_id} does not end"
         await asyncio.sleep(0.02)
