@@ -43,6 +43,8 @@ GUARDS_HTTP: Final = "tests/crash/test_guards_http.py"
 DEADLINES: Final = "tests/engine/test_deadlines.py"
 REPLAY: Final = "tests/engine/test_replay.py"
 WAITS: Final = "tests/engine/test_waits.py"
+CUT_SHORT: Final = "tests/engine/test_cut_short.py"
+FOUND: Final = "tests/engine/test_found.py"
 DISK: Final = "tests/faults/test_disk_errors.py"
 POINTS: Final = "tests/crash/test_crash_points.py"
 SIMULATION: Final = Schedules(0, 900)
@@ -330,5 +332,32 @@ MUTANTS: Final = (
         (Patch("engine/run.py", "self._progress |= not self.waits.interrupted",
                "self._progress = True"),),
         (f"{WAITS}::test_i17_coming_to_the_same_wait_after_a_crash_is_no_progress",),
+    ),
+    Mutant(
+        "M46", "a run fenced on its way out of memory stays there (I16)",
+        (Patch("engine/run.py", "            if was_resting:  # nobody else takes it",
+               "            if False:  # nobody else takes it"),),
+        (f"{FOUND}::test_i16_a_run_fenced_on_its_way_out_of_memory_is_driven_on",),
+    ),
+    Mutant(
+        "M47", "a call fenced at its end stays in memory (I16)",
+        (Patch("engine/functions.py", "        run.task = None  # nobody cancels this task for",
+               "        pass  # nobody cancels this task for"),
+         Patch("engine/functions.py", "    try:\n        await engine.log.flush()\n    finally:\n",
+               "    await engine.log.flush()\n    if engine:\n")),
+        (f"{FOUND}::test_i16_a_call_fenced_at_its_end_is_driven_on",),
+    ),
+    Mutant(
+        "M48", "a run whose undoing was cut short is at nobody's hands (I16)",
+        (Patch("asgi/exchange.py", "                error, ours = raised, run.fenced is not None",
+               "                raise\n"
+               "                error, ours = raised, run.fenced is not None"),),
+        (f"{CUT_SHORT}::test_i16_a_run_whose_request_is_cancelled_while_it_is_undone_is_taken_up",),
+    ),
+    Mutant(
+        "M49", "a stream says how its run ended before that is durable (I1)",
+        (Patch("asgi/tail.py", "        while run.over and not run.ended:",
+               "        while False:"),),
+        ("tests/engine/test_done.py",),
     ),
 )  # fmt: skip
