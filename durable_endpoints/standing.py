@@ -15,6 +15,11 @@ _FAILURES: Final = frozenset({Kind.STEP_FAILED, Kind.ATTEMPT, Kind.INTENT})
 _STREAMED: Final = frozenset({Kind.STREAM, Kind.ITEM})
 _SENT: Final = EVENT_KINDS - {Kind.REWIND}
 _STREAM_LIFE: Final = _STREAMED | {Kind.STREAM_END, Kind.STEP_FAILED}
+# Those whose key is a call. Others are named by whoever sends a signal, or writes a patch.
+_CALLS: Final = _STREAM_LIFE | {
+    Kind.STEP, Kind.VALUE, Kind.TIMER, Kind.FIRED, Kind.WAIT, Kind.RECEIVED, Kind.SPAWN,
+    Kind.INTENT, Kind.ATTEMPT, Kind.UNDOABLE,
+}  # fmt: skip
 _VOIDING: Final = frozenset({Kind.RESET, Kind.REWIND, Kind.RETRY})
 
 
@@ -80,6 +85,8 @@ def _left_behind(entries: Sequence[Entry], streams: Iterable[str]) -> set[str]:
     places = {key: _place(key) for key in streams}
     last = {entry.key: entry.seq for entry in entries if entry.kind in (Kind.STREAM, Kind.ITEM)}
     for entry in entries:
+        if entry.kind not in _CALLS:
+            continue
         path, number = _place(entry.key)
         for key, (own_path, own_number) in places.items():
             if path == own_path and number > own_number and entry.seq > last.get(key, -1):

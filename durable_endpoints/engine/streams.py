@@ -93,8 +93,10 @@ async def _recorded(
     scope: Scope, spec: StepSpec, call: Recorded, items: list[Any]
 ) -> AsyncGenerator[Any, None]:
     """Yield what the journal holds of a stream, each item in its turn, and collect it."""
-    run = scope.run
+    run, given = scope.run, True
     if call.policy == "hold":  # live, too, everything was recorded before anything was given on
+        last = call.deliveries[-1].entry if call.deliveries else None
+        given = last is not None and last.kind == Kind.STREAM_END
         for delivery in call.deliveries:
             if run.replay is not None:
                 await run.replay.turn(delivery)
@@ -108,7 +110,8 @@ async def _recorded(
             raise _failure(spec, entry.payload, items)
         items.append(spec.codec.decode(entry.payload))
         _take_close(run, call, delivery.index)
-        yield items[-1]
+        if given:
+            yield items[-1]
 
 
 async def _live(

@@ -57,8 +57,8 @@ async def _items(label: str, count: int, recorded: list[str] | None = None) -> A
         yield value
 
 
-async def _broken(label: str, count: int) -> AsyncIterator[str]:
-    async for item in _items(label, count):
+async def _broken(label: str, count: int, recorded: list[str] | None = None) -> AsyncIterator[str]:
+    async for item in _items(label, count, recorded):
         yield item
     raise KeyError(label)
 
@@ -76,7 +76,7 @@ def _stream(policy: str, source: Any = _items) -> Any:
 
 POLICIES = ("auto", "restart", "resume", "finalize", "fail", "hold")
 STREAMS = {policy: _stream(policy) for policy in POLICIES}
-BROKEN = _stream("auto", _broken)
+BROKEN = {policy: _stream(policy, _broken) for policy in POLICIES}
 
 
 # --- ops
@@ -194,7 +194,7 @@ async def _silent(at: Place) -> Any:
 @op("broken stream", weight=1)
 async def _breaks(at: Place) -> Any:
     try:
-        async for item in BROKEN(at.label, 2):
+        async for item in BROKEN[at.fixed.choice(POLICIES)](at.label, 2):
             at.tell(f"{at.label}: {item}")
     except (KeyError, StreamInterrupted) as error:
         at.tell(f"{at.label} broke: {type(error).__name__}")
