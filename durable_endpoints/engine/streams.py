@@ -50,7 +50,7 @@ async def run_stream(
     key = f"{ident} {spec.name}".encode()
     call = claim(run, ident, spec.name, check, recorded_args)
     items: list[Any] = []
-    if call is not None:
+    if call is not None and (call.policy or call.deliveries):
         ended = call.ended
         async with aclosing(_recorded(scope, spec, call, items)) as recorded:
             async for item in recorded:
@@ -61,7 +61,7 @@ async def run_stream(
         _interrupted(run, spec, call.policy or spec.on_interrupt, key, items)
         if call.policy == "finalize":
             return
-    else:
+    else:  # new, or nothing of it stands but that attempts have failed
         await settle(run)
         policy = spec.on_interrupt.encode()
         run.append(Kind.STREAM, key, policy, check=check, args=recorded_args)

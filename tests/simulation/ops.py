@@ -63,20 +63,29 @@ async def _broken(label: str, count: int, recorded: list[str] | None = None) -> 
     raise KeyError(label)
 
 
-def _stream(policy: str, source: Any = _items) -> Any:
+async def _flaky(label: str, count: int, recorded: list[str] | None = None) -> AsyncIterator[str]:
+    chance = here().world.chance
+    async for item in _items(label, count, recorded):
+        if chance.random() < 0.2:
+            raise ConnectionError(label)
+        yield item
+
+
+def _stream(policy: str, source: Any = _items, retry: durable.Retry | None = None) -> Any:
     if policy == "resume":
-        return durable.step(name=policy, on_interrupt=policy)(source)
+        return durable.step(name=policy, on_interrupt=policy, retry=retry)(source)
 
     async def items(label: str, count: int) -> AsyncIterator[str]:
         async for item in source(label, count):
             yield item
 
-    return durable.step(name=policy, on_interrupt=policy)(items)
+    return durable.step(name=policy, on_interrupt=policy, retry=retry)(items)
 
 
 POLICIES = ("auto", "restart", "resume", "finalize", "fail", "hold")
 STREAMS = {policy: _stream(policy) for policy in POLICIES}
 BROKEN = {policy: _stream(policy, _broken) for policy in POLICIES}
+FLAKY = {policy: _stream(policy, _flaky, durable.Retry(4, initial=0.1)) for policy in POLICIES}
 
 
 # --- ops
@@ -193,10 +202,11 @@ async def _silent(at: Place) -> Any:
 
 @op("broken stream", weight=1)
 async def _breaks(at: Place) -> Any:
+    streams = at.fixed.choice((BROKEN, FLAKY))
     try:
-        async for item in BROKEN[at.fixed.choice(POLICIES)](at.label, 2):
+        async for item in streams[at.fixed.choice(POLICIES)](at.label, 2):
             at.tell(f"{at.label}: {item}")
-    except (KeyError, StreamInterrupted) as error:
+    except (KeyError, ConnectionError, StreamInterrupted) as error:
         at.tell(f"{at.label} broke: {type(error).__name__}")
     return None
 
