@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeVar
 from durable_endpoints.records import RunRecord, WaitRecord
 from durable_endpoints.stores import statements
 from durable_endpoints.stores.protocol import StoredFrame
+from durable_endpoints.stores.rows import ROW
 from durable_endpoints.stores.sqlite import SQLiteStore
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ _OPEN: Final = (
     " where coalesce(mark, '') in ('', 'known', 'leaving') order by no"
 )
 _ALONE: Final = "select run_id from edge_runs where mark = 'alone'"
-_RUN: Final = f"select no, {statements.ROW} from runs where run_id = ?"  # noqa: S608
+_RUN: Final = f"select no, {ROW} from runs where run_id = ?"  # noqa: S608
 _FRAMES: Final = (
     "select id, entries, first_offset, events, hash_in, data from frames"
     " where id between ? and ? order by id"

@@ -23,6 +23,7 @@ from durable_endpoints.stores import openings, statements, waits
 from durable_endpoints.stores.nodes import Nodes
 from durable_endpoints.stores.ownership import Ownership
 from durable_endpoints.stores.protocol import Begun, Query, StoredFrame, WaitQuery
+from durable_endpoints.stores.rows import ROW, run_of
 from durable_endpoints.stores.turns import SHORT_TURNS
 
 T = TypeVar("T")
@@ -141,9 +142,7 @@ class SQLiteStore:
     async def list(self, query: Query) -> list[RunRecord]:
         """See `Store.list`."""
         sql, values = statements.list_sql(query)
-        return await self._read(
-            lambda db: [RunRecord(*row) for row in db.execute(sql, values).fetchall()]
-        )
+        return await self._read(lambda db: [*map(run_of, db.execute(sql, values).fetchall())])
 
     async def count(self) -> Mapping[Status, int]:
         """See `Store.count`."""
@@ -213,10 +212,8 @@ class SQLiteStore:
         )
 
     async def _rows(self, rest: str, values: tuple[Any, ...]) -> Rows:
-        sql = f"select {statements.ROW} from runs {rest}"  # noqa: S608 - rest is written in this file
-        return await self._read(
-            lambda db: [RunRecord(*row) for row in db.execute(sql, values).fetchall()]
-        )
+        sql = f"select {ROW} from runs {rest}"  # noqa: S608 - rest is written in this file
+        return await self._read(lambda db: [*map(run_of, db.execute(sql, values).fetchall())])
 
     async def _connect(self, uri: str) -> _Connection:
         def connector() -> sqlite3.Connection:

@@ -12,6 +12,7 @@ from durable_endpoints.records import Frame, RunRecord, Status
 from durable_endpoints.states import UNFINISHED
 from durable_endpoints.stores import openings, waits
 from durable_endpoints.stores.protocol import Begun, Query, StoredFrame
+from durable_endpoints.stores.rows import DAMAGED, ROW, is_damaged, run_of
 
 T = TypeVar("T")
 
@@ -19,11 +20,7 @@ T = TypeVar("T")
 SEQ_BITS: Final = 20
 SEQ_MAX: Final = (1 << SEQ_BITS) - 1
 
-ROW: Final = (
-    "run_id, name, status, created_at_ms, updated_at_ms, epoch, last_seq, events, attempts,"
-    " version, principal, idempotency_key, fingerprint, error, wake_at_ms, waiting, parent,"
-    " concurrency_key, labels"
-)
+_SET_ASIDE: Final = "update runs set status = 'dead', error = ? where run_id = ?"
 _NONE: Final[frozenset[str]] = frozenset()
 _INSERT: Final = (
     "insert into frames (id, entries, first_offset, events, hash_in, epoch, data)"
@@ -209,10 +206,17 @@ def claim(
     """Raise the runs' epochs and count an attempt. See `Store.claim`."""
 
     def work() -> list[RunRecord]:
-        found = []
+        found: list[RunRecord] = []
         for run_id in run_ids:
-            rows = db.execute(CLAIM, (run_id, now_ms, dead)).fetchall()
-            found += [RunRecord(*row) for row in rows]
+            try:
+                rows = db.execute(CLAIM, (run_id, now_ms, dead)).fetchall()
+            except sqlite3.IntegrityError:  # damaged, and nothing in its row can be changed
+                continue
+            for row in rows:
+                if is_damaged(row):
+                    db.execute(_SET_ASIDE, (DAMAGED, run_id))
+                else:
+                    found.append(run_of(row))
         return found
 
     return transaction(db, work)

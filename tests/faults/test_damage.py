@@ -275,3 +275,42 @@ def test_a_row_that_lies(
     # A run that had only begun has no entry any more, if its row is believed.
     assert came["500 run-damaged"] >= 2 * len(base.bodies)
     assert set(came) <= NOTICED | {"200", "new 200", "404 run-not-found"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["name = x'ff'", "status = x'ff'", "status = 'rumming'", "created_at_ms = 'x'",
+     "created_at_ms = -9000000000000000", "updated_at_ms = 1e300", "epoch = x'ff'",
+     "last_seq = 'x'", "events = 0.5", "version = x'ff'", "error = x'ff'", "wake_at_ms = 'x'",
+     "labels = x'ff'"],
+)  # fmt: skip
+@pytest.mark.parametrize("which", ["finished", "interrupted"])
+def test_a_row_of_other_types(
+    damage: str, which: str, base: Base, crashy: ModuleType, tmp_path: Path
+) -> None:
+    """SQLite reads a row as it is: a flipped bit makes another type of a value."""
+    work = tmp_path / "work"
+    shutil.copytree(base.directory, work)
+    run_id = next(iter(base.bodies if which == "finished" else base.interrupted))
+    with closing(sqlite3.connect(work / "durable.db")) as database:
+        (schema,) = database.execute("pragma schema_version").fetchone()
+        database.execute("pragma writable_schema = on")
+        database.execute("pragma ignore_check_constraints = on")
+        is_runs = "name = 'runs'"
+        (sql,) = database.execute(f"select sql from sqlite_master where {is_runs}").fetchone()
+        assert sql.endswith("strict")
+        change = f"update sqlite_master set sql = ? where {is_runs}"
+        database.execute(change, (sql.removesuffix("strict"),))
+        database.execute(f"pragma schema_version = {schema + 1}")
+        database.commit()
+        database.execute(f"update runs set {damage} where run_id = ?", (run_id,))
+        database.execute(change, (sql,))
+        database.execute(f"pragma schema_version = {schema + 2}")
+        database.commit()
+    came = asyncio.run(_look(crashy, work / "durable.db", base))
+    if which == "interrupted" and damage.split()[0] in {"epoch", "updated_at_ms", "wake_at_ms"}:
+        assert set(came) == {"200", "new 200"}  # whoever takes the run sets them anew
+        return
+    assert came["500 run-damaged"] + came["500 run-dead"] >= 2, came
+    assert set(came) <= NOTICED | {"200", "new 200"}
+    assert came["200"] >= 3 * (len(base.bodies) + len(base.interrupted) - 1)
