@@ -69,6 +69,8 @@ REPLAY_STALL_S: Final = 60.0
 SUSPEND_GRACE_S: Final = 1.0
 # How often suspended runs that are due are looked for: a timer is at most a second late.
 DUE_INTERVAL_S: Final = 0.5
+# No time of a run is later: the end of the year 9999, which is what a datetime can show.
+FAR_MS: Final = 253_402_300_799_000
 # Timers look at the wall clock again at least so often, should it have jumped.
 TIMER_RECHECK_S: Final = 30.0
 # A run that waits for a child looks for its end itself so often, should nobody have told it.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -24,10 +24,9 @@ from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.engine.wait import Signal, encode_data
 from durable_endpoints.errors import NotDurable
 from durable_endpoints.failures import plain
-from durable_endpoints.limits import NAME_CHARS_MAX
+from durable_endpoints.limits import FAR_MS, NAME_CHARS_MAX
 from durable_endpoints.records import Kind
 
-_FAR_MS: Final = 253_402_300_799_000  # the end of the year 9999: what a datetime can show
 Seconds = float | timedelta
 
 
@@ -42,7 +41,7 @@ def _until(run: LiveRun, delay: Seconds) -> int:
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
     if not math.isfinite(seconds):
         raise ValueError(f"a wait of {seconds} seconds: give a finite number")
-    return min(run.log.clock.due_ms() + max(0, math.ceil(seconds * 1000)), _FAR_MS)
+    return min(run.log.clock.due_ms() + max(0, math.ceil(seconds * 1000)), FAR_MS)
 
 
 async def sleep(delay: Seconds) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
-from durable_endpoints.limits import RUN_ENTRIES_MAX
+from durable_endpoints.limits import FAR_MS, RUN_ENTRIES_MAX
 from durable_endpoints.records import RunRecord, Status
 from durable_endpoints.states import UNFINISHED
 
-_FAR_MS: Final = 253_402_300_800_000  # the end of the year 9999: what a datetime can show
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 
@@ -25,15 +24,15 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _FAR_MS
+    return type(value) is int and 0 <= value <= FAR_MS
 
 
 def _may_be_text(value: Any) -> bool:
     return value is None or type(value) is str
 
 
-def _may_be_time(value: Any) -> bool:
-    return value is None or _is_time(value)
+def _may_be_count(value: Any) -> bool:
+    return value is None or _is_count(value)
 
 
 # Of each column, what it may hold, and what stands in its place where it holds something else.
@@ -52,7 +51,7 @@ _COLUMNS: Final = (
     ("idempotency_key", _may_be_text, None),
     ("fingerprint", _may_be_text, None),
     ("error", _may_be_text, None),
-    ("wake_at_ms", _may_be_time, None),
+    ("wake_at_ms", _may_be_count, None),
     ("waiting", _may_be_text, None),
     ("parent", _may_be_text, None),
     ("concurrency_key", _may_be_text, None),
