@@ -47,7 +47,7 @@ _COLUMNS: Final = (
     ("events", _is_count, 0),
     ("attempts", _is_count, 0),
     ("version", _is_text, ""),
-    ("principal", _may_be_text, None),
+    ("principal", _may_be_text, "\0"),  # nobody's: not what is shown to all (I18)
     ("idempotency_key", _may_be_text, None),
     ("fingerprint", _may_be_text, None),
     ("error", _may_be_text, None),
@@ -58,8 +58,6 @@ _COLUMNS: Final = (
     ("labels", _may_be_text, None),
 )
 ROW: Final = ", ".join(name for name, _, _ in _COLUMNS)
-
-
 DAMAGED: Final = "damaged: its row"
 
 

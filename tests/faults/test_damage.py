@@ -277,21 +277,10 @@ def test_a_row_that_lies(
     assert set(came) <= NOTICED | {"200", "new 200", "404 run-not-found"}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["name = x'ff'", "status = x'ff'", "status = 'rumming'", "created_at_ms = 'x'",
-     "created_at_ms = -9000000000000000", "updated_at_ms = 1e300", "epoch = x'ff'",
-     "last_seq = 'x'", "events = 0.5", "version = x'ff'", "error = x'ff'", "wake_at_ms = 'x'",
-     "labels = x'ff'"],
-)  # fmt: skip
-@pytest.mark.parametrize("which", ["finished", "interrupted"])
-def test_a_row_of_other_types(
-    damage: str, which: str, base: Base, crashy: ModuleType, tmp_path: Path
-) -> None:
-    """SQLite reads a row as it is: a flipped bit makes another type of a value."""
-    work = tmp_path / "work"
+def damaged_row(base: Base, place: Path, run_id: str, damage: str) -> Path:
+    """Return a copy of a database with values in a run's row that its schema would refuse."""
+    work = place / "work"
     shutil.copytree(base.directory, work)
-    run_id = next(iter(base.bodies if which == "finished" else base.interrupted))
     with closing(sqlite3.connect(work / "durable.db")) as database:
         (schema,) = database.execute("pragma schema_version").fetchone()
         database.execute("pragma writable_schema = on")
@@ -307,10 +296,50 @@ def test_a_row_of_other_types(
         database.execute(change, (sql,))
         database.execute(f"pragma schema_version = {schema + 2}")
         database.commit()
-    came = asyncio.run(_look(crashy, work / "durable.db", base))
+    return work / "durable.db"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["name = x'ff'", "status = x'ff'", "status = 'rumming'", "created_at_ms = 'x'",
+     "created_at_ms = -9000000000000000", "updated_at_ms = 1e300", "epoch = x'ff'",
+     "last_seq = 'x'", "events = 0.5", "version = x'ff'", "error = x'ff'", "wake_at_ms = 'x'",
+     "labels = x'ff'"],
+)  # fmt: skip
+@pytest.mark.parametrize("which", ["finished", "interrupted"])
+def test_a_row_of_other_types(
+    damage: str, which: str, base: Base, crashy: ModuleType, tmp_path: Path
+) -> None:
+    """SQLite reads a row as it is: a flipped bit makes another type of a value."""
+    run_id = next(iter(base.bodies if which == "finished" else base.interrupted))
+    came = asyncio.run(_look(crashy, damaged_row(base, tmp_path, run_id, damage), base))
     if which == "interrupted" and damage.split()[0] in {"epoch", "updated_at_ms", "wake_at_ms"}:
         assert set(came) == {"200", "new 200"}  # whoever takes the run sets them anew
         return
     assert came["500 run-damaged"] + came["500 run-dead"] >= 2, came
     assert set(came) <= NOTICED | {"200", "new 200"}
     assert came["200"] >= 3 * (len(base.bodies) + len(base.interrupted) - 1)
+
+
+@pytest.mark.parametrize("which", ["finished", "interrupted"])
+def test_i18_a_run_whose_principal_is_damaged_is_nobodys(
+    which: str, base: Base, crashy: ModuleType, tmp_path: Path
+) -> None:
+    """No client without a principal is shown what may be another's."""
+    run_id = next(iter(base.bodies if which == "finished" else base.interrupted))
+    damage = "principal = x'ff'"
+    came = asyncio.run(_look(crashy, damaged_row(base, tmp_path, run_id, damage), base))
+    assert came["404 run-not-found"] == 3, came
+    assert set(came) == {"200", "new 200", "404 run-not-found"}
+
+
+def test_an_unfinished_run_whose_row_can_be_changed_is_set_aside_for_good(
+    base: Base, crashy: ModuleType, tmp_path: Path
+) -> None:
+    """Nobody tries it again at each sweep."""
+    run_id = next(iter(base.interrupted))
+    database = damaged_row(base, tmp_path, run_id, "created_at_ms = -9000000000000000")
+    asyncio.run(_look(crashy, database, base))
+    with closing(sqlite3.connect(database)) as stored:
+        sql = "select status, error, attempts from runs where run_id = ?"
+        assert stored.execute(sql, (run_id,)).fetchone() == ("dead", "damaged: its row", 1)
