@@ -258,8 +258,9 @@ def test_an_answer_from_outside(provider: Provider) -> None:
         async with world() as one:
             requests._BODY[:] = [body]
             started = await one.start(requests.play_body)
-            await requests.until(lambda: len(asked) == 1)
-            await one.engine.log.flush()
+            async with asyncio.timeout(20):  # it is known durably that it has asked
+                while "WAIT" not in requests.kinds(await one.entries(started.id)):
+                    await asyncio.sleep(0.005)
             await one.crash()
             await one.boot()
             _, run_id, _, name = asked[0].split("/")
