@@ -167,9 +167,10 @@ class MemoryStore:
             return None
         if run.status == "suspended":
             run.status = "running"
+        else:
+            run.attempts += 1
         run.wake_at_ms = run.waiting = None
         run.epoch += 1
-        run.attempts += 1
         run.updated_at_ms = now_ms
         return replace(run)
 

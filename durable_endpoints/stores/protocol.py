@@ -158,8 +158,8 @@ class Store(Protocol):
         """Raise the runs' epochs and count an attempt, durably, before their code runs (I17).
 
         The count starts anew if entries came since the last claim. A suspended run becomes
-        running. Returns the rows of those that are unfinished, in one transaction; dead runs
-        count as unfinished if `dead` is set.
+        running; that is no attempt: it had stopped in good order. Returns the rows of those that
+        are unfinished, in one transaction; dead runs count as unfinished if `dead` is set.
         """
         ...
 

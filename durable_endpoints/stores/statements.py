@@ -53,7 +53,8 @@ _QUEUE: Final = (
     " order by no limit ?"
 )
 CLAIM: Final = (
-    "update runs set epoch = epoch + 1, updated_at_ms = ?2, attempts = attempts + 1,"  # noqa: S608
+    "update runs set epoch = epoch + 1, updated_at_ms = ?2,"  # noqa: S608
+    " attempts = attempts + (status <> 'suspended'),"
     " status = case when status = 'suspended' then 'running' else status end,"
     " wake_at_ms = null, waiting = null"
     " where run_id = ?1 and (status in ('running', 'suspended', 'diverged')"

@@ -56,6 +56,7 @@ class Client:
         self.world = world
         self.done = False
         self.process: Process | None = None  # that it is connected to
+        self.poison = 0  # how often its run ends the process
 
     def leave(self) -> None:
         """Leave a process that is gone, or perhaps one that seems to be."""

@@ -13,7 +13,7 @@ with free as materialized (
 update runs set
   epoch = epoch + 1,
   updated_at_ms = $3::bigint,
-  attempts = attempts + 1,
+  attempts = attempts + (status <> 'suspended')::int,
   status = case when status = 'suspended' then 'running' else status end,
   wake_at_ms = null,
   waiting = null,
