@@ -7,7 +7,8 @@ the events that were recorded before it, so a concurrent handler sees what it sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,11 +53,21 @@ class Recorded:
     intents: list[int] = field(default_factory=list)  # seqs: an effect may have begun
     claimed: bool = False
     args: bytes = b""
+    seq: int = 0  # of its first entry
 
     @property
     def ended(self) -> bool:
         """Whether its last outcome is there; an interrupted stream step has none."""
         return bool(self.deliveries) and self.deliveries[-1].entry.kind != Kind.ITEM
+
+    def goes_on(self, *, here: bool) -> bool:
+        """Say whether a stream was asked for an item that its consumer has yet to ask for.
+
+        Who asks for an item has got the one before it; `here`: its consumer is who looks.
+        """
+        if not self.deliveries or self.deliveries[0].entry.kind != Kind.ITEM:
+            return False
+        return sum(not delivery.done for delivery in self.deliveries) > (0 if here else 1)
 
 
 class Journal:
@@ -71,6 +82,8 @@ class Journal:
         self.labelled: set[str] = set()  # keys of calls that labelled the run
         # How many completions, and which calls, came before the run was cancelled.
         self.cancel_at: tuple[int, frozenset[str]] | None = None
+        self._unmade: set[str] = set()  # calls that were at work then, and had no entry yet
+        self._limit = sys.maxsize  # of what is delivered before the handler is told of it
         self._deliveries: list[Delivery] = []
         self._bodies: list[bytes] = []
         self._emits: dict[str, tuple[int, bytes]] = {}  # identity -> place, content
@@ -101,7 +114,9 @@ class Journal:
             elif entry.kind == Kind.BODY_END:
                 self.body_ended = True
             elif entry.kind == Kind.CANCEL and self.cancel_at is None:
-                self.cancel_at = (len(self._deliveries), frozenset(self.calls))
+                self.cancel()
+                at_work = orjson.loads(entry.args).get("at", ()) if entry.args else ()
+                self._unmade = {ident for ident in at_work if ident not in self.calls}
             else:
                 self._read_kept(entry)
 
@@ -126,7 +141,9 @@ class Journal:
         ident, _, name = entry.key.partition(" ")
         call = self.calls.get(ident)
         if call is None:
-            call = self.calls[ident] = Recorded(ident, name, entry.check, args=entry.args)
+            call = self.calls[ident] = Recorded(
+                ident, name, entry.check, args=entry.args, seq=entry.seq
+            )  # fmt: skip
         return call
 
     # --- calls
@@ -136,6 +153,8 @@ class Journal:
 
         Raises: Diverged if the journal holds another call in its place.
         """
+        if self._unmade:
+            self._unmade.discard(ident)
         call = self.calls.get(ident)
         if call is None:
             return None
@@ -154,7 +173,7 @@ class Journal:
     def is_turn(self, delivery: Delivery) -> bool:
         """Say whether everything recorded before this completion has happened again."""
         return (
-            delivery.index == self._next
+            delivery.index == self._next < self._limit
             and self._body >= delivery.bodies_before
             and self._emit >= delivery.emits_before
         )
@@ -166,6 +185,20 @@ class Journal:
         while self._next < len(deliveries) and deliveries[self._next].done:
             self._next += 1
 
+    def cancel(self) -> None:
+        """Note that the run is cancelled: its handler is told behind all that was read so far."""
+        self._limit = len(self._deliveries)
+        self.cancel_at = (self._limit, frozenset(self.calls))
+
+    def pass_cancellation(self) -> None:
+        """Note that the handler has been told."""
+        self._limit = sys.maxsize
+
+    @property
+    def telling(self) -> bool:
+        """Whether the run is cancelled, and its handler has yet to be told."""
+        return self._limit != sys.maxsize
+
     def keeps_distance(self, delivery: Delivery) -> bool:
         """Say whether a completion came while tasks were at work side by side."""
         return self.shared_at is not None and delivery.index >= self.shared_at
@@ -173,7 +206,7 @@ class Journal:
     @property
     def at_cancel(self) -> bool:
         """Whether all that came before the run was cancelled has happened again."""
-        if self.cancel_at is None:
+        if self.cancel_at is None or self._unmade:
             return False
         delivered, calls = self.cancel_at
         return self._next >= delivered and all(self.calls[ident].claimed for ident in calls)
@@ -241,6 +274,32 @@ class Journal:
         self._body, self._body_at = len(self._bodies), 0
 
     # --- the end
+
+    def shows_more_than(self, is_ahead: Callable[[str], bool]) -> bool:
+        """Say whether it shows that the run was past where a task of its code is now.
+
+        While tasks are at work side by side, a completion that is yet to be delivered shows
+        nothing if its call has been made already: it may have come before the code came here.
+        Neither does another task's call that was made before the last completion delivered.
+        `is_ahead` says of a call's identity whether it lies ahead of that one task.
+        """
+        if self.exhausted:  # and the handler is yet to be told that the run is cancelled
+            return False
+        if self.shared_at is None or self._next < self.shared_at:
+            return True
+        if (
+            self._body < len(self._bodies)
+            or len(self._emitted) < len(self._emits)
+            or (self.head is not None and not self._head_matched)
+        ):
+            return True
+        seen = self._deliveries[self._next - 1].entry.seq if self._next else 0
+        return any(
+            call.goes_on(here=is_ahead(call.ident))
+            if call.claimed
+            else call.seq > seen or is_ahead(call.ident)
+            for call in self.calls.values()
+        )
 
     @property
     def delivered(self) -> bool:

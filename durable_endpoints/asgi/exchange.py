@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 from collections.abc import MutableMapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from durable_endpoints.asgi.capture import ResponseCapture
@@ -274,7 +273,7 @@ class Exchange:
                 error, ours = raised, run.fenced is not None or self._life.over
                 if not ours:  # by somebody outside: it is taken up again, as it is before its end
                     run.task = None
-                    run.fence("its end was cut short")
+                    run.fence("its end was cut short", keep=True)
         if run.resting or self._life.over:
             await self._outlive(run, error)
             return
@@ -303,14 +302,13 @@ class Exchange:
     def _let_go(self, run: LiveRun) -> None:
         if self._sender is not None:
             self._sender.cancel()
-        if run.fenced is None and run.over and run.durable_seq < run.terminal_seq:
-            self._host.spawn(self._forget_durable(run))  # a request that was cut waits for nothing
+        if run.durable_seq < run.seq - 1:
+            self._host.spawn(self._forget_written(run))  # a request that was cut waits for nothing
         elif not self._life.over:
             self._host.engine.forget(run)
 
-    async def _forget_durable(self, run: LiveRun) -> None:
-        with suppress(Fenced):
-            await run.durable(run.terminal_seq)
+    async def _forget_written(self, run: LiveRun) -> None:
+        await run.log.flush()
         if not self._life.over:
             self._host.engine.forget(run)
 

@@ -113,7 +113,7 @@ class Call:
             run, self.ident, spec, data, failure, self.check, took_us, self.recorded_args
         )  # fmt: skip
         if failure is None:
-            self._undoable(fresh=True)
+            self._undoable(seq, fresh=True)
         if run.strict or run.pace.shared:
             await deliver(run, seq)
         if failure is None:
@@ -126,13 +126,15 @@ class Call:
 
     async def _recorded(self, known: Recorded) -> Any:
         run, delivery = self.run, known.deliveries[-1]
-        if run.replay is not None:
-            await run.replay.turn(delivery)
         entry: Entry = delivery.entry
+        try:
+            if run.replay is not None:
+                await run.replay.turn(delivery)
+        finally:  # also when it is cancelled while it waits: it has been done
+            if entry.kind == Kind.STEP:
+                self._undoable(entry.seq, fresh=False)
         if entry.kind == Kind.STEP:
-            value = outcome(self.spec, entry)
-            self._undoable(fresh=False)
-            return value
+            return outcome(self.spec, entry)
         raised = failures.load(self.spec.name, entry.payload)
         self._gave_up(raised)
         raise raised
@@ -141,11 +143,11 @@ class Call:
         if self.spec.retry is not None:
             self.run.given_up = error, self.key
 
-    def _undoable(self, *, fresh: bool) -> None:
+    def _undoable(self, seq: int, *, fresh: bool) -> None:
         undo = self.spec.compensate
         if undo is None:
             return
-        self.run.undo.append(Undo(self.ident, self.spec.name, undo, self.args, self.kwargs))
+        self.run.undo.append(Undo(seq, self.ident, self.spec.name, undo, self.args, self.kwargs))
         if fresh:
             self.run.append(Kind.UNDOABLE, self.key)
 
@@ -257,7 +259,7 @@ class Call:
             KEY.reset(named)
             ACTING.reset(acting)
             SCOPE.reset(token)
-            life.working -= 1
+            life.end(self.ident)
             if replay is not None:
                 replay.working -= 1
 

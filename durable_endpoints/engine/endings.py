@@ -32,7 +32,7 @@ async def conclude(
     life = run.life
     if run.fenced is not None or run.over:
         return
-    if not run.cancelling:
+    if not (run.cancelling and run.told):  # nobody here has told the handler to stop
         if leaving and not complete:
             # Frameworks cut their streams when the server stops: no word about the run.
             _leave(run, "the server is being stopped")
@@ -64,7 +64,7 @@ async def conclude(
 
 def _leave(run: LiveRun, reason: str) -> None:
     run.task = None  # it is at its end: its last cancellation came from outside
-    run.fence(reason)
+    run.fence(reason, keep=True)
 
 
 def _end(run: LiveRun, error: BaseException | None, left: list[str], result: bytes) -> None:

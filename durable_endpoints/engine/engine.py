@@ -63,7 +63,7 @@ class Engine:
         self._log: Log | None = None
         self._logs: WeakKeyDictionary[asyncio.AbstractEventLoop, Log] = WeakKeyDictionary()
         # Unfinished runs that somebody reads and nobody here drives (yet).
-        self._idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
+        self.idle: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self.waking = Waking(self, suspend_grace_s)
         self.conflicts = Conflicts(self)
         self.remote: Remote | None = None  # the other nodes, on a store that has some
@@ -177,7 +177,7 @@ class Engine:
 
     def _keep_idle(self, run: LiveRun) -> None:
         """Keep a run for its readers, for as long as there are any."""
-        self._idle[run.id] = run
+        self.idle[run.id] = run
         if self.remote is not None:
             self.remote.watch(run)
 
@@ -194,7 +194,7 @@ class Engine:
     def _adopt(self, record: RunRecord) -> LiveRun:
         if record.run_id in self._loads:
             self._loads[record.run_id] = True
-        run = self._idle.pop(record.run_id, None)
+        run = self.idle.pop(record.run_id, None)
         if run is None or run.gone is not None:
             run = LiveRun(self.log, record, opening=False)
         run.take_over(record)
@@ -229,7 +229,7 @@ class Engine:
     def _known(self, run_id: str) -> LiveRun | None:
         """Return a run in memory, unless it was fenced: then it goes on elsewhere."""
         ours = self.runs.get(run_id) if self.waking.may_act() else None
-        for run in (ours, self._idle.get(run_id)):
+        for run in (ours, self.idle.get(run_id)):
             if run is not None and (run.gone is None or self.leaving):
                 return run
         return None
@@ -370,7 +370,7 @@ class Engine:
             working = {task for task in working if not task.done()}
         left = [run for run in self.runs.values() if run.record.status not in TERMINAL]
         await self.log.flush()
-        for run in [*left, *self._idle.values()]:
+        for run in [*left, *self.idle.values()]:
             run.fence("the server is being stopped")
             if self.observer is not None:
                 self.observer.left(run)

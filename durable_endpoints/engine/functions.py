@@ -187,7 +187,7 @@ async def _drive(
         await conclude(run, error, complete=error is None, leaving=engine.leaving, result=data)
     except BaseException as raised:  # noqa: BLE001 - a compensation that waits: suspended
         if run.life is life and not run.resting:
-            run.fence(f"its end was cut short: {raised!r}")
+            run.fence(f"its end was cut short: {raised!r}", keep=True)
     if run.life is life and not run.resting:
         run.task = None  # nobody cancels this task for the run now: it has to leave memory
     if error is not None and not is_cancellation(error):

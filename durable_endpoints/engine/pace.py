@@ -78,6 +78,15 @@ class Pace:
         else:
             before.add_done_callback(lambda _: own.set_result(None))
 
+    def set_apart(self) -> None:
+        """Let the next completion wait until what follows from this moment has been done."""
+        self._release(self.ticket()[1], TURNS_APART)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no completion is on its way to a task."""
+        return self._last is None or self._last.done()
+
     def _release(self, own: asyncio.Future[None], turns: int) -> None:
         if turns:
             self._loop.call_soon(self._release, own, turns - 1)

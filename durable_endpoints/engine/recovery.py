@@ -27,6 +27,7 @@ from durable_endpoints.limits import (
 )
 from durable_endpoints.records import Entry, Kind, RunRecord
 from durable_endpoints.standing import interruptions
+from durable_endpoints.states import ENDED
 
 logger = logging.getLogger("durable_endpoints")
 
@@ -86,6 +87,15 @@ class Recovery:
             await self._take(fresh[at : at + RECOVERIES_PARALLEL_MAX])
         if suspects and self._suspects is None:
             self._suspects = self.engine.spawn(self._take_suspects(suspects))
+        if self.engine.remote is None:
+            await self._let_readers_go()
+
+    async def _let_readers_go(self) -> None:
+        """Send readers to the store whose run was ended by a process that should not be there."""
+        for run in [run for run in self.engine.idle.values() if run.record.status == "running"]:
+            record = await self.engine.store.get(run.id)
+            if (record is None or record.status in ENDED) and self.engine.idle.get(run.id) is run:
+                run.fence("it was ended by another process")
 
     async def _take_suspects(self, suspects: Sequence[RunRecord]) -> None:
         try:
@@ -102,8 +112,8 @@ class Recovery:
     async def _take(self, records: Sequence[RunRecord], suspect_s: float | None = None) -> None:
         """Recover some runs side by side; returns when they have caught up with their journals.
 
-        A suspect gets `suspect_s` seconds to get further than ever, alone: what ends the process
-        then is not its doing.
+        A suspect gets `suspect_s` seconds to get further than ever, or to leave memory, alone: what
+        ends the process then is not its doing.
         """
         engine = self.engine
         if engine.leaving:
@@ -124,7 +134,7 @@ class Recovery:
             return  # they go on; the others need not wait for them
 
     async def _caught_up(self, run: LiveRun, task: asyncio.Task[None], *, progress: bool) -> None:
-        while not task.done() and not (_got_further(run) if progress else run.caught_up):
+        while not task.done() and not (run.progressed if progress else run.caught_up):
             waiting: set[asyncio.Future[Any]] = {task, run.progress()}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
@@ -178,11 +188,6 @@ class Recovery:
             run.waits.limit(meta["deadline"])
         logger.info("run %s goes on (attempt %d)", run.id, run.record.attempts)
         await driver(run, started, journal)
-
-
-def _got_further(run: LiveRun) -> bool:
-    """Say whether a suspect did something new, or is at its waits again."""
-    return run.progressed or (run.caught_up and bool(run.waits.open) and not run.life.working)
 
 
 def interrupt(run: LiveRun, entries: list[Entry]) -> list[Entry]:

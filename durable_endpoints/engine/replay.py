@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from durable_endpoints.engine.pace import Pace
 from durable_endpoints.journal import Delivery, Journal
 from durable_endpoints.limits import REPLAY_STALL_S
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.scope import Scope
 
 
 class Replay:
@@ -59,7 +63,7 @@ class Replay:
         """Wake whoever is next, after a delivery or a matched event."""
         self._moves += 1
         journal = self.journal
-        if journal.cancel_at is not None and journal.at_cancel:
+        if journal.telling and journal.at_cancel:
             self._on_cancel()
         upcoming = journal.upcoming
         if upcoming is not None:
@@ -68,13 +72,27 @@ class Replay:
                 del self._waiting[upcoming.index]
                 if not waiting.done():
                     waiting.set_result(None)
-        elif journal.exhausted:
+        elif journal.exhausted and not journal.telling:
             self.close()
             self._on_exhausted()
 
+    def cancel(self) -> None:
+        """Have the handler told of a cancellation that has just come, where its journal ends."""
+        self.journal.cancel()
+        self.moved()
+
+    def told(self) -> None:
+        """Go on behind the run's cancellation: its handler has been told of it."""
+        self.journal.pass_cancellation()
+        self.moved()
+
+    def is_past(self, scope: Scope) -> bool:
+        """Say whether the run was past where its code is now, in that task of it."""
+        return self.journal.shows_more_than(scope.is_ahead)
+
     async def exhausted(self) -> None:
         """Wait until all that is recorded has happened again: what is new comes after it."""
-        if not self.journal.exhausted:
+        if not self.journal.exhausted or self.journal.telling:
             waiter = self._loop.create_future()
             self._ending.append(waiter)
             await waiter
@@ -90,9 +108,12 @@ class Replay:
                 waiter.set_result(None)
 
     def _check(self, moves: int) -> None:
-        if self.journal.exhausted:
+        if self.journal.exhausted and not self.journal.telling:
             return
         if moves == self._moves and not self.working:
+            if self.journal.exhausted:  # a call that was at work is not made again: no matter
+                self._on_cancel()
+                return
             self._on_stall(
                 f"replay stood still for {self._stall_s:g} s: {self.journal.difference()}"
             )

@@ -20,11 +20,7 @@ from durable_endpoints.engine.waits import Waits
 from durable_endpoints.errors import Diverged, Fenced
 from durable_endpoints.failures import plain
 from durable_endpoints.frames import pack, pack_entry
-from durable_endpoints.limits import (
-    REPLAY_STALL_S,
-    RUN_BYTES_MAX,
-    RUN_ENTRIES_MAX,
-)
+from durable_endpoints.limits import REPLAY_STALL_S, RUN_BYTES_MAX, RUN_ENTRIES_MAX
 from durable_endpoints.records import (
     REPEATED_KINDS,
     TERMINAL_KINDS,
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
     from durable_endpoints.journal import Journal
 
 
-# Looking a member up costs more than everything else that is done with it here.
+# Looking a member up costs more than all else that is done with it here.
 _HEAD, _REWIND = Kind.HEAD, Kind.REWIND
 
 
@@ -85,15 +81,12 @@ class LiveRun:
         self.pace = Pace(log.loop, log.clock.monotonic_s())
         self.progressed = False  # durably, since this process took charge
         self.caught_up = opening  # with its journal, after a recovery
-        self.strict = False
-        self.queued = False
+        self.strict = self.queued = False
         self.error: str | None = record.error
-        self.body_end_seq = -1
-        self.terminal_seq = -1
+        self.body_end_seq = self.terminal_seq = -1
         self.at_ms = record.updated_at_ms
         self._status: Status = record.status
-        self._opening = opening
-        self._bytes = 0
+        self._opening, self._bytes = opening, 0
         self._parked = self._progress = False
         self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
@@ -172,8 +165,7 @@ class LiveRun:
             self._progress = True
         else:
             self.progress_after -= 1
-        part = pack_entry(kind, key, check, log.now_ms(), took_us, args, payload)
-        seq = self.seq
+        part, seq = pack_entry(kind, key, check, log.now_ms(), took_us, args, payload), self.seq
         self.seq = seq + 1
         self._parts.append(part)
         size = len(part)
@@ -241,15 +233,15 @@ class LiveRun:
 
     def begin_replay(self, journal: Journal, stall_s: float = REPLAY_STALL_S) -> None:
         """Let the handler run over what is recorded."""
-        self.caught_up = journal.exhausted
+        self.caught_up = journal.exhausted and not journal.telling
         self.cancelling = self.cancelling or journal.cancel_at is not None
         self.patches = dict.fromkeys(journal.patches, True)
         self.life.labelling = Labelling(self.record.labels, journal.labelled)
         self.pace.shared = self.pace.noted = journal.shared_at is not None
         self.wake()
-        if journal.at_cancel or (journal.exhausted and self.cancelling):
+        if journal.telling and journal.at_cancel:
             self.tell_cancelled()
-        if not journal.exhausted:
+        if not journal.exhausted or journal.telling:
             self.replay = Replay(
                 journal, self.pace, self.log.loop, self._replayed, self.diverge,
                 self.tell_cancelled, stall_s,
@@ -265,17 +257,22 @@ class LiveRun:
         self.wake()
 
     def tell_cancelled(self, turns: int = TURNS_APART) -> None:
-        """Tell the handler that the run is cancelled, once, and when it has come to a rest.
-
-        From here on it cleans up; what it does then is recorded as ever.
-        """
-        if self.told and turns == TURNS_APART:
+        """Tell the handler that the run is cancelled, once, and when it has come to a rest."""
+        if self.told == 1 and turns == TURNS_APART:
             return
         self.told = max(self.told, 1)
-        if turns:
+        if turns and self.told == 1:
             self.log.loop.call_soon(self.tell_cancelled, turns - 1)
-        elif self.task is not None and self.told == 1:
+        elif not self.life.puts_off():
+            self.cut()
+
+    def cut(self) -> None:
+        """Cancel the handler now. It cleans up; what it does then is recorded as ever."""
+        if self.task is not None and self.told == 1:
+            self.pace.set_apart()
             self.task.cancel("the run was cancelled")
+        if self.replay is not None:
+            self.replay.told()
 
     def diverge(self, difference: str) -> Diverged:
         """Park the run: its code no longer does what is recorded (I11). Return what to raise."""
@@ -353,13 +350,17 @@ class LiveRun:
         self.recent.trim(self.durable_offset)
         self.wake()
 
-    def fence(self, reason: str) -> None:
-        """Stop: another owner commits for the run, or the process is leaving (I6, I22)."""
+    def fence(self, reason: str, *, keep: bool = False) -> None:
+        """Stop: another owner commits for the run, or the process is leaving (I6, I22).
+
+        `keep`: what is appended is still written, as other runs may have seen it (I8).
+        """
         if self.fenced is None or self.resting:
             was_resting, self.resting = self.resting, False
-            self.fenced, self._parked, self._parts = reason, False, []
+            self.fenced, self._parked = reason, keep
+            self._parts = self._parts if keep else []
             if self._waits is not None:
-                self._waits.close()
+                (self._waits.stop if keep else self._waits.close)()
             if self.replay is not None:
                 self.replay.close()
             if self.task is not None:

@@ -84,9 +84,10 @@ class Scope:
         return f"{self.path}e{self.emits}"
 
     def begin_work(self, ident: str) -> Life:
-        """Note that a step of this task is at work; who is done takes one off `working`."""
+        """Note that a step of this task is at work; who is done calls `end` of what is returned."""
         life = self.life
-        life.working += 1
+        life.working += 1  # as `begin` does it, without the call
+        life.at_work.add(ident)
         runner = SCOPE.get()
         if life.working > 1:
             self.run.pace.share(self.run)
@@ -122,6 +123,16 @@ class Scope:
         scope = Scope(self.run, f"{self.path}{name}.{number}/", self)
         scope.inert = self.inert
         return scope
+
+    def is_ahead(self, ident: str) -> bool:
+        """Say whether a call that is yet to be made is this task's, or of one it will create."""
+        if not ident.startswith(self.path):
+            return False
+        task, below, _ = ident[len(self.path) :].partition("/")
+        name, _, number = task.rpartition(".")
+        if not below or not number.isdecimal():
+            return True
+        return int(number) >= (self._children or {}).get(name, 0)
 
     def inside_step(self) -> Scope:
         """Return the scope for a step's own body, where every primitive is the plain call."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from durable_endpoints.engine.labels import Labelling, labels_of
+from durable_endpoints.engine.pace import TURNS_APART
 from durable_endpoints.engine.reader import read_journal, restore
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Fenced
@@ -20,6 +21,10 @@ from durable_endpoints.states import REVIVABLE, TERMINAL
 if TYPE_CHECKING:
     from durable_endpoints.engine.engine import Engine
 
+# Steps at work when a run is cancelled that its journal names: a few ten kilobytes.
+_AT_WORK_MAX: Final = 1000
+# How often a handler is looked at before it is cancelled: a few hundred turns of the loop.
+_RESTS_MAX: Final = 50
 _NOT_SHARED: Final = TERMINAL_KINDS | {Kind.CANCEL}
 
 
@@ -42,19 +47,35 @@ async def cancel(engine: Engine, run: LiveRun, by: str | None) -> None:
 
 
 async def _cancel_live(run: LiveRun, by: str | None) -> None:
-    await asyncio.sleep(0)  # a task that has not begun would end without a word
+    await _come_to_rest(run)
     if not (run.caught_up or run.replay or run.over):
         raise Fenced("its journal is being read")
     if run.told == 3 or run.record.status in REVIVABLE:
         raise Fenced("it is being parked as dead, or was, and somebody takes it up again")
     if not run.cancelling and not run.over:
-        run.append(Kind.CANCEL, args=_said_by(by))
+        # A replay comes to the same calls before it tells the handler.
+        run.append(Kind.CANCEL, args=_said_by(by, sorted(run.life.at_work)[:_AT_WORK_MAX]))
         run.cancelling = True
-        # During a replay the handler gets to where it was, so that it can be undone.
-        if run.task is not None and run.replay is None and not run.told:
+        if run.replay is not None:  # it gets to where it was, so that it can be undone
+            run.replay.cancel()
+        elif not run.told:
             run.told = 1
-            run.task.cancel("the run was cancelled")
+            run.cut()
     await run.durable(run.seq - 1)  # also for who asks a second time
+
+
+async def _come_to_rest(run: LiveRun) -> None:
+    """Wait until the handler has done what follows from the last completion.
+
+    At a replay it is told of its cancellation at such a place. One that never rests is told
+    anywhere. A task that has not begun would end without a word.
+    """
+    for _ in range(_RESTS_MAX):
+        seq = run.seq
+        for _ in range(TURNS_APART):
+            await asyncio.sleep(0)
+        if (run.seq == seq and run.pace.at_rest) or run.over or run.cancelling or run.fenced:
+            return
 
 
 async def _cancel_parked(engine: Engine, run: LiveRun, by: str | None) -> bool:
@@ -92,8 +113,11 @@ def _held(engine: Engine, run: LiveRun) -> Iterator[LiveRun]:
         raise
 
 
-def _said_by(by: str | None) -> bytes:
-    return b"" if by is None else orjson.dumps({"by": by})
+def _said_by(by: str | None, at_work: Sequence[str] = ()) -> bytes:
+    fields: dict[str, object] = {} if by is None else {"by": by}
+    if at_work:
+        fields["at"] = at_work  # calls that a replay must have come to by then
+    return orjson.dumps(fields) if fields else b""
 
 
 async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:

@@ -97,11 +97,12 @@ def claim(run: LiveRun, ident: str, name: str, check: int, args: bytes = b"") ->
     """
     if run.replay is None:
         return None
+    journal = run.replay.journal
     try:
-        call = run.replay.journal.claim(ident, name, check, args)
+        call = journal.claim(ident, name, check, args)
     except Diverged as error:
         raise run.diverge(error.difference) from None
-    if call is not None:
+    if call is not None or journal.cancel_at is not None:
         run.replay.moved()
     return call
 
@@ -160,6 +161,7 @@ async def run_step(
         if replay is not None:
             replay.working -= 1
         life.working -= 1
+        life.at_work.discard(ident)
     kind, data = _STEP, b""
     if failure is None:
         data, value = spec.codec.record(value)
@@ -205,8 +207,8 @@ async def _recorded(scope: Scope, ident: str, name: str, check: int, args: bytes
     run = scope.run
     call = claim(run, ident, name, check, args)
     if call is None or not call.deliveries:
-        if run.cancelling and not run.told:
-            await settle(run)
+        if run.replay is not None and run.replay.journal.telling:
+            await settle(run)  # nothing new begins but cleaning up
         return None
     delivery = call.deliveries[0]
     if run.replay is not None:
@@ -251,15 +253,11 @@ def run_sync_step(
     entry = on_loop(run, _recorded_now, scope, ident, spec.name, check, recorded_args)
     if entry is not None:
         return outcome(spec, entry)
-    on_loop(run, _work, scope, 1)
+    on_loop(run, scope.life.begin, ident)
     try:
         return _run_plain(scope, ident, spec, function, args, kwargs, check, recorded_args)
     finally:
-        on_loop(run, _work, scope, -1)
-
-
-def _work(scope: Scope, change: int) -> None:
-    scope.life.working += change
+        on_loop(run, scope.life.end, ident)
 
 
 def _run_plain(

@@ -124,7 +124,8 @@ async def _live(
     began_s = run.log.clock.monotonic_s()
     last = False
     await attempts.begin()
-    scope.begin_work(key.decode().partition(" ")[0])
+    ident = key.decode().partition(" ")[0]
+    scope.begin_work(ident)
     try:
         while True:
             token = SCOPE.set(inside)
@@ -152,7 +153,7 @@ async def _live(
             return
     finally:
         attempts.end()
-        life.working -= 1
+        life.end(ident)
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()

@@ -25,6 +25,7 @@ RETRY: Final = Retry(attempts=30, initial=0.5, maximum=300.0)
 class Undo:
     """The compensation of one completed step: `function` is called with the step's arguments."""
 
+    seq: int  # of its result
     ident: str
     step: str
     function: Callable[..., Awaitable[Any]]
@@ -43,7 +44,7 @@ async def compensate(run: LiveRun) -> list[str]:
 
     left: list[str] = []
     scope = Scope(run, PREFIX)
-    for undo in reversed(list(run.undo)):
+    for undo in sorted(run.undo, key=lambda undo: undo.seq, reverse=True):
         own = getattr(undo.function, "durable_step", None)
         name = f"undo {undo.step}"
         retry = own.retry if own is not None and own.retry is not None else RETRY

@@ -227,9 +227,9 @@ def _check_approval(payload: bytes) -> None:
 def patched(change_id: str) -> bool:
     """Say whether a run goes the new way of a changed piece of code.
 
-    True for runs that come here first under the changed code, False for those that were past it:
-    `if patched("ask-twice"): …new… else: …old…`. Remove the old way when no such run is left.
-    Outside a run: True.
+    True for runs that come here first under the changed code, False for those that were past it,
+    or may have been, as a task beside it has gone on: `if patched("ask-twice"): …new… else: …old…`.
+    Remove the old way when no such run is left. Outside a run: True.
     """
     check_name(change_id)
     scope = SCOPE.get()
@@ -238,7 +238,8 @@ def patched(change_id: str) -> bool:
     run = scope.run
     known = run.patches.get(change_id)
     if known is None:
-        known = run.patches[change_id] = run.replay is None
+        replay = run.replay
+        known = run.patches[change_id] = replay is None or not replay.is_past(scope)
         if known:
             run.append(Kind.PATCH, change_id.encode())
     return known

@@ -44,6 +44,7 @@ DEADLINES: Final = "tests/engine/test_deadlines.py"
 REPLAY: Final = "tests/engine/test_replay.py"
 WAITS: Final = "tests/engine/test_waits.py"
 CUT_SHORT: Final = "tests/engine/test_cut_short.py"
+TOLD: Final = "tests/engine/test_told.py"
 FOUND: Final = "tests/engine/test_found.py"
 DISK: Final = "tests/faults/test_disk_errors.py"
 POINTS: Final = "tests/crash/test_crash_points.py"
@@ -359,5 +360,41 @@ MUTANTS: Final = (
         (Patch("asgi/tail.py", "        while run.over and not run.ended:",
                "        while False:"),),
         ("tests/engine/test_done.py",),
+    ),
+    Mutant(
+        "M50", "a signal named by digits is taken for a later call (I2)",
+        (Patch("standing.py", "        if entry.kind not in _CALLS:", "        if False:"),),
+        ("tests/unit/test_standing.py",),
+    ),
+    Mutant(
+        "M51", "a run that is let go drops what others have seen of it (I8)",
+        (Patch("engine/endings.py", "run.fence(reason, keep=True)", "run.fence(reason)"),),
+        (f"{CUT_SHORT}::test_i8_what_others_have_seen_stays_of_a_run_that_is_left",),
+    ),
+    Mutant(
+        "M52", "a handler is told of its cancellation wherever it is (I11)",
+        (Patch("engine/steering.py", "    await _come_to_rest(run)\n", ""),), (TOLD,),
+    ),
+    Mutant(
+        "M53", "a replay does not come to the calls at work before a cancellation (I11)",
+        (Patch("engine/steering.py", "    if at_work:", "    if False:"),),
+        (TOLD,),
+    ),
+    Mutant(
+        "M54", "what was done is not undone where its call was cancelled in its turn",
+        (Patch("engine/attempts.py", "finally:  # also", "except AssertionError:  # also"),
+         Patch("engine/attempts.py", "            return outcome(self.spec, entry)",
+               "            self._undoable(entry.seq, fresh=False)\n            return outcome("
+               "self.spec, entry)")), (TOLD,),
+    ),
+    Mutant(
+        "M55", "changed code takes a run for an old one that a crash cut beside it (I11)",
+        (Patch("engine/waiting.py", " or not replay.is_past(scope)", ""),),
+        ("tests/engine/test_patched.py",),
+    ),
+    Mutant(
+        "M56", "a suspect is off its trial as soon as it waits (I17)",
+        (Patch("engine/recovery.py", "(run.progressed if", "(bool(run.waits.open) if"),),
+        ("tests/engine/test_recovery.py",),
     ),
 )  # fmt: skip

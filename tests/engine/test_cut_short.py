@@ -9,10 +9,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from durable_endpoints import DurableMiddleware, Engine, durable, effect
+from durable_endpoints import DurableMiddleware, Engine, durable, effect, step, wait_for_signal
 from durable_endpoints.records import Frame
 from durable_endpoints.stores.memory import MemoryStore
-from tests.engine.worlds import PATIENCE_S
+from durable_endpoints.stores.protocol import WaitQuery
+from tests.engine.worlds import PATIENCE_S, World, play
 
 
 def test_i16_a_run_whose_request_is_cancelled_while_it_is_undone_is_taken_up() -> None:
@@ -108,3 +109,42 @@ def test_a_run_whose_request_is_cancelled_at_its_last_commit_leaves_memory() -> 
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_i8_what_others_have_seen_stays_of_a_run_that_is_left() -> None:
+    """Left to the next process: its handler ends while the server stops, another one's goes on."""
+    seen: list[str] = []
+
+    async def make(what: str) -> str:
+        return what
+
+    async def scenario(one: World) -> None:
+        stopping, made = asyncio.Event(), asyncio.Event()
+
+        @durable
+        async def leaves() -> None:
+            waiting = asyncio.create_task(wait_for_signal("later"))
+            await stopping.wait()
+            seen.append(await step.run("make", make, "it"))
+            made.set()
+            assert not waiting.done()
+            raise RuntimeError("frameworks cut their streams when the server stops")
+
+        @durable
+        async def goes_on() -> str:
+            await made.wait()
+            return await step.run("see", make, seen[0])
+
+        left, other = await one.start(leaves), await one.start(goes_on)
+        draining = asyncio.create_task(one.engine.drain(PATIENCE_S))
+        while not one.engine.leaving:
+            await asyncio.sleep(0)
+        stopping.set()
+        await draining
+        assert await other.result() == "it"
+        assert "0 make" in [entry.key for entry in await one.entries(left.id)]
+        assert [wait.name for wait in await one.store.waits(WaitQuery("later"))] == ["later"]
+        record = await one.store.get(left.id)
+        assert record is not None and record.status == "running"  # the next process goes on
+
+    play(scenario)

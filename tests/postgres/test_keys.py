@@ -152,7 +152,7 @@ async def attached(made: list[House], count: int) -> None:
 
     def readers() -> int:
         engines = [house.engine for house in made]
-        runs = {id(run): run for e in engines for run in (*e.runs.values(), *e._idle.values())}
+        runs = {id(run): run for e in engines for run in (*e.runs.values(), *e.idle.values())}
         return sum(run.readers for run in runs.values())
 
     async with asyncio.timeout(PATIENCE_S):

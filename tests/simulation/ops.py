@@ -150,6 +150,14 @@ async def _patched(at: Place) -> Any:
     return at.got(await work(at.label))
 
 
+@op("changed", weight=1)
+async def _changed(at: Place) -> Any:
+    """Code that was changed: processes from some number on have it, those before had not."""
+    if here().number >= at.fixed.randint(0, 3) and durable.patched(at.label):
+        at.got(await durable.step.run(f"before {at.label}", work.__wrapped__, f"{at.label}!"))  # type: ignore[attr-defined]
+    return at.got(await work(at.label))
+
+
 @op("note", weight=2)
 async def _note(at: Place) -> Any:
     value = at.got(await work(at.label))
