@@ -42,6 +42,7 @@ class Recovery:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._taken: set[str] = set()
+        self._damaged: set[str] = set()
         engine.waking.take = self._take
         engine.waking.drive = self.drive
         self._suspects: asyncio.Task[None] | None = None
@@ -120,7 +121,8 @@ class Recovery:
             return
         # No more than there is room for, with what is being claimed: other nodes may have some.
         room = max(0, RUNS_LIVE_MAX - len(engine.runs) - len(engine.claiming))
-        ids = [record.run_id for record in records if record.run_id not in engine.runs][:room]
+        whole = [record.run_id for record in records if self._is_whole(record)]
+        ids = [run_id for run_id in whole if run_id not in engine.runs][:room]
         driving = []
         interrupted = {record.run_id for record in records if record.status == "running"}
         for run in await engine.claim(ids):
@@ -132,6 +134,16 @@ class Recovery:
                 await asyncio.gather(*driving)
         except TimeoutError:
             return  # they go on; the others need not wait for them
+
+    def _is_whole(self, record: RunRecord) -> bool:
+        """Say whether a run is worth a claim: its row is not damaged, or that is news (I20)."""
+        if record.status not in ENDED:
+            return True
+        known = record.run_id in self._damaged  # then its store has set it aside, or never will
+        if not known:
+            self._damaged.add(record.run_id)
+            logger.error("run %s is set aside: %s", record.run_id, record.error)
+        return not known
 
     async def _caught_up(self, run: LiveRun, task: asyncio.Task[None], *, progress: bool) -> None:
         while not task.done() and not (run.progressed if progress else run.caught_up):

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from durable_endpoints import Engine, SQLiteStore, StoreRefused, durable
+from durable_endpoints.records import RunRecord
 from tests.crash.process import CrashServer
 from tests.engine.worlds import world
 
@@ -343,3 +344,32 @@ def test_an_unfinished_run_whose_row_can_be_changed_is_set_aside_for_good(
     with closing(sqlite3.connect(database)) as stored:
         sql = "select status, error, attempts from runs where run_id = ?"
         assert stored.execute(sql, (run_id,)).fetchone() == ("dead", "damaged: its row", 1)
+
+
+@pytest.mark.parametrize("damage", ["name = x'ff'", "created_at_ms = -9000000000000000"])
+def test_of_a_damaged_unfinished_run_is_spoken_once(
+    damage: str, base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether its row can still be changed, or not; it is claimed once."""
+    run_id = next(iter(base.interrupted))
+    store = SQLiteStore(damaged_row(base, tmp_path, run_id, damage))
+
+    async def main() -> list[str]:
+        claimed: list[str] = []
+        claim = store.claim
+
+        async def counted(
+            run_ids: Sequence[str], now_ms: int, *, dead: bool = False
+        ) -> Sequence[RunRecord]:
+            claimed.extend(run_ids)
+            return await claim(run_ids, now_ms, dead=dead)
+
+        store.claim = counted  # type: ignore[method-assign]
+        async with world(store) as one:
+            for _ in range(3):
+                await one.recovery.sweep()
+        return claimed
+
+    assert asyncio.run(main()).count(run_id) == 1
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.count(f"run {run_id} is set aside: damaged: its row") == 1
