@@ -170,7 +170,7 @@ class Engine:
             self._loads[run.id] = True
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
-            if not run.ended and run.gone is None:
+            if run.record.status not in TERMINAL and run.gone is None:
                 self._keep_idle(run)
             elif run.over:  # a circle, which only the garbage collector would find
                 run.pace.caller = None
@@ -258,7 +258,7 @@ class Engine:
         known = self._known(run_id)
         if known is not None:  # somebody was faster
             return known
-        if not run.ended and run.fenced is None:
+        if record.status not in TERMINAL and run.fenced is None:
             self._keep_idle(run)
         if record.status == "completed":
             run.body_end_seq = max(run.body_end_seq, 0)
@@ -313,11 +313,11 @@ class Engine:
 
     async def delete(self, run: LiveRun) -> bool:
         """Remove an ended run for good (I21); False while it is unfinished."""
-        if run.record.status not in ENDED:
-            return False
-        self.forget(run)
-        await self.store.delete(run.id)
-        return True
+        if ended := run.record.status in ENDED:
+            self.forget(run)
+            self.idle.pop(run.id, None)
+            await self.store.delete(run.id)
+        return ended
 
     async def list(self, query: Query) -> list[RunRecord]:
         """Return runs as the store has them, newest first."""

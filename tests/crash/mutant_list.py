@@ -137,7 +137,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "M13", "attempts are not counted before the code runs (I17)",
-        (Patch("stores/statements.py", "attempts = attempts + 1", "attempts = attempts"),),
+        (Patch("stores/statements.py", "attempts = attempts + ", "attempts = attempts + 0 * "),),
         ("tests/conformance/test_store.py", "tests/faults/test_poison.py"),
     ),
     Mutant(
@@ -205,7 +205,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "M24", "compensations run first things first",
-        (Patch("engine/undo.py", "in reversed(list(run.undo))", "in list(run.undo)"),),
+        (Patch("engine/undo.py", "undo.seq, reverse=True)", "undo.seq)"),),
         (SIMULATION,),
     ),
     Mutant(

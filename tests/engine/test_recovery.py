@@ -1,4 +1,4 @@
-"""What a sweep does for suspects, one by one (I17), and for readers of runs that others ended."""
+"""Who takes runs up, drops and deletes them, and what becomes of their readers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from durable_endpoints import durable, step, wait_for_signal
-from durable_endpoints.errors import Fenced
+from durable_endpoints import Retry, durable, step, wait_for_signal
+from durable_endpoints.errors import Fenced, RunDeleted
 from tests.engine.worlds import PATIENCE_S, World, world
 
 
@@ -78,5 +78,35 @@ def test_a_reader_hears_of_the_end_that_another_process_wrote() -> None:
                 with pytest.raises(Fenced, match="another process"):
                     await reading
             assert await (await new.run_of(run.id)).result() == "done"
+
+    asyncio.run(main())
+
+
+@step(retry=Retry(attempts=1))
+async def fail() -> None:
+    raise ConnectionError("gone")
+
+
+@durable
+async def gives_up() -> None:
+    await fail()
+
+
+def test_who_looks_at_a_dead_run_sees_it_dropped_and_deleted() -> None:
+    async def main() -> None:
+        async with world() as one:
+            dead = await one.ended((await one.start(gives_up)).id)
+            assert dead.status == "dead"
+            await one.crash()
+            await one.boot()
+            seen, other = [await one.engine.observe(dead.id) for _ in range(2)]
+            assert seen is other  # as long as somebody looks
+            await one.engine.cancel(seen)
+            assert seen.record.status == "cancelled"
+            again = await one.ended((await one.start(gives_up)).id)
+            seen = await one.engine.observe(again.id)
+            assert await one.engine.delete(seen)
+            with pytest.raises(RunDeleted):
+                await one.engine.observe(again.id)
 
     asyncio.run(main())
