@@ -170,7 +170,7 @@ class Engine:
             self._loads[run.id] = True
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
-            if run.record.status not in TERMINAL and run.gone is None:
+            if run.record.status not in TERMINAL and run.gone is None and not run.damaged:
                 self._keep_idle(run)
             elif run.over:  # a circle, which only the garbage collector would find
                 run.pace.caller = None

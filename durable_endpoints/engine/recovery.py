@@ -177,6 +177,7 @@ class Recovery:
         except Corrupt as error:
             logger.exception("run %s is damaged and set aside", run.id)
             run.park("dead", f"damaged: {error}")
+            run.damaged = True
             return
         if self.engine.observer is not None:
             self.engine.observer.resumed(run, entries)
