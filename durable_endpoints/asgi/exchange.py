@@ -264,7 +264,7 @@ class Exchange:
     async def _finish(self, run: LiveRun, error: BaseException | None) -> None:
         """End the run by what became of the app, and see the first reader through."""
         complete = self._capture is not None and self._capture.ended
-        ours = run.fenced is not None or run.cancelling or run.error is not None
+        ours = run.fenced is not None or run.cancellation.asked or run.error is not None
         if not run.resting and not self._life.over:
             try:
                 leaving = self._host.engine.leaving

@@ -57,7 +57,7 @@ class ReplayedExchange:
             SCOPE.set(None)
         if run.resting or run.life is not life:
             return  # suspended: it is begun anew when it is woken
-        if self._capture is None and run.fenced is None and not run.cancelling:
+        if self._capture is None and run.fenced is None and not run.cancellation.asked:
             self._park_unreached(error)
         else:
             complete = self._capture is not None and self._capture.ended

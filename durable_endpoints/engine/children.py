@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 
 from durable_endpoints.engine.decisions import Wanted, durably
-from durable_endpoints.engine.pace import TURNS_APART
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.engine.steps import claim, settle
@@ -66,13 +65,12 @@ async def spawn(
         child_id = new_run_id(run.log.now_ms())
         run.append(Kind.SPAWN, f"{ident} {name}".encode(), child_id.encode())
     run.children[child_id] = spec.name
-    life = run.life
-    life.looking += 1
+    cancellation = run.cancellation
+    cancellation.look()
     try:
         await run.log.host.begin_child(run, child_id, function, args, kwargs, fresh=fresh)
     finally:
-        if life.looked() and not life.over:
-            run.tell_cancelled(TURNS_APART - 1)
+        cancellation.looked(run)
     return Child(child_id, spec.name)
 
 

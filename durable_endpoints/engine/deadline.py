@@ -41,7 +41,9 @@ class Deadline:
 
     def _time_out(self) -> None:
         run = self._run
-        if run.task is not None and run.error is None and run.fenced is None and not run.told:
+        if run.error is not None or run.fenced is not None:
+            return
+        if run.task is not None and run.cancellation.stage == "at work":
             run.error = "the run took longer than its timeout"
             run.task.cancel(run.error)
 

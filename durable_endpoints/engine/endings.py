@@ -29,10 +29,10 @@ async def conclude(
     `complete`: whether its response is; `result`: what a call returned, as JSON. A run that
     fails or is cancelled is undone before: its compensations run, its children are cancelled.
     """
-    life = run.life
+    life, cancellation = run.life, run.cancellation
     if run.fenced is not None or run.over:
         return
-    if not (run.cancelling and run.told):  # nobody here has told the handler to stop
+    if not cancellation.asked or cancellation.pending:  # nobody here has told the handler to stop
         if leaving and not complete:
             # Frameworks cut their streams when the server stops: no word about the run.
             _leave(run, "the server is being stopped")
@@ -40,18 +40,20 @@ async def conclude(
         if error is not None and is_cancellation(error) and run.error is None:
             _leave(run, "the server cancelled the request; the run is taken up again")
             return
-    if run.replay is not None and (run.cancelling or error is not None or run.error is not None):
+    if run.replay is not None and (
+        cancellation.asked or error is not None or run.error is not None
+    ):
         await _let_siblings_replay(run)
     replay = run.replay
-    failed = run.cancelling or error is not None or run.error is not None
+    failed = cancellation.asked or error is not None or run.error is not None
     if replay is not None and not replay.journal.exhausted_but(PREFIX if failed else None):
         run.diverge(replay.journal.difference())
         return
-    if error is None and not complete and not run.cancelling and run.error is None:
+    if error is None and not complete and not cancellation.asked and run.error is None:
         failed, run.error = True, "the app returned before its response was complete"
-    if failed and not run.cancelling and not run.undo and is_given_up(run, error):
+    if failed and not cancellation.asked and not run.undo and is_given_up(run, error):
         assert run.given_up is not None
-        run.told = 3
+        cancellation.move("given up")
         run.append(Kind.GAVE_UP, run.given_up[1])
         run.park("dead", described(error) if error is not None else None)
         run.waits.stop()  # what is listed stays: a retry comes back to it
@@ -69,7 +71,7 @@ def _leave(run: LiveRun, reason: str) -> None:
 
 def _end(run: LiveRun, error: BaseException | None, left: list[str], result: bytes) -> None:
     text = f"; not undone: {', '.join(left)}" if left else ""
-    if run.cancelling:
+    if run.cancellation.asked:
         run.end(Kind.CANCELLED, "cancelled", text[2:] or None, _left(left))
     elif run.error is not None:
         run.end(Kind.FAILED, "failed", run.error + text, _left(left))
@@ -105,7 +107,7 @@ async def _unwind(run: LiveRun) -> list[str]:
         if not life.working:
             break
         await asyncio.sleep(_LOOK_S)
-    run.told = 2  # a cancel now lets it end as cancelled, and does not cut it
+    run.cancellation.move("unwinding")
     life.working += 1  # somebody is at work on it, though the handler is at its end
     try:
         await cancel_children(run)

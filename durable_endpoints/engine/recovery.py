@@ -181,8 +181,8 @@ class Recovery:
             return
         if self.engine.observer is not None:
             self.engine.observer.resumed(run, entries)
-        run.cancelling = any(entry.kind == Kind.CANCEL for entry in entries)
-        if run.cancelling and not any(entry.kind in _UNWOUND for entry in entries):
+        run.cancellation.asked = any(entry.kind == Kind.CANCEL for entry in entries)
+        if run.cancellation.asked and not any(entry.kind in _UNWOUND for entry in entries):
             run.waits.close()
             run.end(Kind.CANCELLED, "cancelled", None)
             return

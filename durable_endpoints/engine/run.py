@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 import orjson
 
+from durable_endpoints.engine.cancellation import Cancellation
 from durable_endpoints.engine.labels import Labelling
 from durable_endpoints.engine.life import Life
-from durable_endpoints.engine.pace import TURNS_APART, Pace
+from durable_endpoints.engine.pace import Pace
 from durable_endpoints.engine.recent import Event, Recent
 from durable_endpoints.engine.replay import Replay
 from durable_endpoints.engine.waits import Waits
@@ -47,11 +49,11 @@ class LiveRun:
     __slots__ = (
         "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq", "_hash_in", "_opening",
         "_parked", "_parts", "_progress", "_status", "_waiters", "_waits", "at_ms",
-        "body_end_seq", "cancelling", "caught_up", "children", "crc", "damaged", "durable_offset",
+        "body_end_seq", "cancellation", "caught_up", "children", "crc", "damaged", "durable_offset",
         "durable_seq", "early", "error", "fenced", "given_up", "head", "life", "log",
         "offset", "pace", "patches", "progress_after", "progressed", "queued", "readers", "recent",
         "record", "replay", "resting", "rewind_aware", "rewinds", "seq", "strict", "task",
-        "terminal_seq", "told", "undo",
+        "terminal_seq", "undo",
     )  # fmt: skip
 
     def __init__(self, log: Log, record: RunRecord, *, opening: bool, crc: int = 0) -> None:
@@ -72,8 +74,7 @@ class LiveRun:
         self.fenced: str | None = None
         self.life = Life()
         self.resting = False  # suspended: fenced here until it is woken
-        self.cancelling = False
-        self.told = 0  # 1: that it is cancelled; 2: being undone, not to be disturbed; 3: parked
+        self.cancellation = Cancellation()
         self.given_up: tuple[BaseException, bytes] | None = None  # a step out of retries; its key
         self.undo: list[Undo] = []
         self.children: dict[str, str] = {}  # run id -> name
@@ -141,7 +142,7 @@ class LiveRun:
         self.pace = Pace(self.log.loop, self.log.clock.monotonic_s())
         self.fenced, self.replay, self.task = None, None, None
         self._parked = self._progress = self.progressed = self.caught_up = self.resting = False
-        self.cancelling, self.told = False, 0
+        self.cancellation = Cancellation()
         self.given_up, self._waits, self.undo, self.patches, self.children = None, None, [], {}, {}
         self.wake()
         self.recent.end_at(self.offset)
@@ -234,17 +235,18 @@ class LiveRun:
     def begin_replay(self, journal: Journal, stall_s: float = REPLAY_STALL_S) -> None:
         """Let the handler run over what is recorded."""
         self.caught_up = journal.exhausted and not journal.telling
-        self.cancelling = self.cancelling or journal.cancel_at is not None
+        if journal.cancel_at is not None:
+            self.cancellation.asked = True
         self.patches = dict.fromkeys(journal.patches, True)
         self.life.labelling = Labelling(self.record.labels, journal.labelled)
         self.pace.shared = self.pace.noted = journal.shared_at is not None
         self.wake()
         if journal.telling and journal.at_cancel:
-            self.tell_cancelled()
+            self.cancellation.tell(self)
         if not journal.exhausted or journal.telling:
             self.replay = Replay(
                 journal, self.pace, self.log.loop, self._replayed, self.diverge,
-                self.tell_cancelled, stall_s,
+                partial(self.cancellation.tell, self), stall_s,
             )  # fmt: skip
 
     def _replayed(self) -> None:
@@ -252,27 +254,9 @@ class LiveRun:
         self.caught_up = True
         if self.pace.shared:
             self.pace.share(self)
-        if self.cancelling:
-            self.tell_cancelled()
+        if self.cancellation.asked:
+            self.cancellation.tell(self)
         self.wake()
-
-    def tell_cancelled(self, turns: int = TURNS_APART) -> None:
-        """Tell the handler that the run is cancelled, once, and when it has come to a rest."""
-        if self.told == 1 and turns == TURNS_APART:
-            return
-        self.told = max(self.told, 1)
-        if turns and self.told == 1:
-            self.log.loop.call_soon(self.tell_cancelled, turns - 1)
-        elif not self.life.puts_off():
-            self.cut()
-
-    def cut(self) -> None:
-        """Cancel the handler now. It cleans up; what it does then is recorded as ever."""
-        if self.task is not None and self.told == 1:
-            self.pace.set_apart()
-            self.task.cancel("the run was cancelled")
-        if self.replay is not None:
-            self.replay.told()
 
     def diverge(self, difference: str) -> Diverged:
         """Park the run: its code no longer does what is recorded (I11). Return what to raise."""

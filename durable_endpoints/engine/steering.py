@@ -50,17 +50,16 @@ async def _cancel_live(run: LiveRun, by: str | None) -> None:
     await _come_to_rest(run)
     if not (run.caught_up or run.replay or run.over):
         raise Fenced("its journal is being read")
-    if run.told == 3 or run.record.status in REVIVABLE:
+    if run.cancellation.stage == "given up" or run.record.status in REVIVABLE:
         raise Fenced("it is being parked as dead, or was, and somebody takes it up again")
-    if not run.cancelling and not run.over:
+    if not run.cancellation.asked and not run.over:
         # A replay comes to the same calls before it tells the handler.
         run.append(Kind.CANCEL, args=_said_by(by, sorted(run.life.at_work)[:_AT_WORK_MAX]))
-        run.cancelling = True
+        run.cancellation.asked = True
         if run.replay is not None:  # it gets to where it was, so that it can be undone
             run.replay.cancel()
-        elif not run.told:
-            run.told = 1
-            run.cut()
+        elif run.cancellation.pending:
+            run.cancellation.cut(run)
     await run.durable(run.seq - 1)  # also for who asks a second time
 
 
@@ -74,7 +73,8 @@ async def _come_to_rest(run: LiveRun) -> None:
         seq = run.seq
         for _ in range(TURNS_APART):
             await asyncio.sleep(0)
-        if (run.seq == seq and run.pace.at_rest) or run.over or run.cancelling or run.fenced:
+        ended = run.over or run.fenced is not None
+        if (run.seq == seq and run.pace.at_rest) or ended or run.cancellation.asked:
             return
 
 
@@ -92,7 +92,7 @@ async def _cancel_parked(engine: Engine, run: LiveRun, by: str | None) -> bool:
         restore(parked, entries)
         if not any(entry.kind == Kind.CANCEL for entry in entries):
             parked.append(Kind.CANCEL, args=_said_by(by))
-        parked.cancelling = True
+        parked.cancellation.asked = True
         if unwind and engine.waking.drive is not None and not diverged:
             await _revive(parked)
             engine.waking.drive(parked)

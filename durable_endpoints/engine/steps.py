@@ -118,7 +118,7 @@ async def settle(run: LiveRun, scope: Scope | None = None) -> None:
     """Wait until something new may be appended: after all recorded, within the window."""
     if run.replay is not None:
         await run.replay.exhausted()
-        if run.cancelling and not run.told:  # nothing new begins but cleaning up
+        if run.cancellation.pending:  # nothing new begins but cleaning up
             raise asyncio.CancelledError("the run was cancelled")
     if run.log.full:
         await run.log.room()

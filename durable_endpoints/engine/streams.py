@@ -145,7 +145,7 @@ async def _live(
                 return
     except GeneratorExit:
         live = run.fenced is None and not life.over and not last
-        if live and not run.over and not run.cancelling:
+        if live and not run.over and not run.cancellation.asked:
             run.append(Kind.STREAM_END, key, CLOSED)
         raise
     except Exception as failure:  # noqa: BLE001 - whatever it raises is its outcome

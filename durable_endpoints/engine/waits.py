@@ -157,7 +157,7 @@ class Waits:
     def give_up(self, ident: str, key: bytes) -> None:
         """Note that the handler does not wait for something any more; a suspension is none."""
         run = self._run
-        if run.fenced is None and not run.over and not run.cancelling:
+        if run.fenced is None and not run.over and not run.cancellation.asked:
             self.expected.discard(key.decode())
             self._unlist(ident)
             run.wake()
@@ -325,7 +325,9 @@ class Waits:
         run = self._run
         if not self.open or run.fenced is not None or run.over:
             return
-        busy = run.life.working or run.replay is not None or run.cancelling or run.seq != seq
+        busy = (
+            run.life.working or run.replay is not None or run.cancellation.asked or run.seq != seq
+        )
         busy = busy or run.durable_seq < run.seq - 1 or run.log.host.holds(run)
         if busy or (hurried and not run.record.attempts):
             self._look_later(0.02)

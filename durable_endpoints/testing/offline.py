@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -55,8 +56,9 @@ class OfflineReplay(Replay):
     def __init__(self, run: OfflineRun, journal: Journal) -> None:
         self._run = run
         super().__init__(
-            journal, run.pace, run.log.loop, run.replayed, run.stalled, run.tell_cancelled, _NEVER_S
-        )
+            journal, run.pace, run.log.loop, run.replayed, run.stalled,
+            partial(run.cancellation.tell, run), _NEVER_S,
+        )  # fmt: skip
 
     @property
     def moves(self) -> int:
@@ -85,7 +87,7 @@ class OfflineReplay(Replay):
         """Wait until all that is recorded has happened again, and end the replay."""
         await super().exhausted()
         task = self._run.task
-        if self._run.cancelling and task is not None and not task.cancelling():
+        if self._run.cancellation.asked and task is not None and not task.cancelling():
             await self._run.log.loop.create_future()  # it is just being told that it is cancelled
         raise self._run.goes_beyond()
 
@@ -104,19 +106,20 @@ class OfflineRun(LiveRun):
 
     def begin_replay(self, journal: Journal, stall_s: float = _NEVER_S) -> None:  # noqa: ARG002
         """See `LiveRun.begin_replay`."""
-        self.cancelling = self.cancelling or journal.cancel_at is not None
+        if journal.cancel_at is not None:
+            self.cancellation.asked = True
         self.patches = dict.fromkeys(journal.patches, True)
         self.life.labelling = Labelling(self.record.labels, journal.labelled)
         self.pace.shared = self.pace.noted = journal.shared_at is not None
         self.replay = self.seen = OfflineReplay(self, journal)
-        if journal.at_cancel or (journal.exhausted and self.cancelling):
-            self.tell_cancelled()
+        if journal.at_cancel or (journal.exhausted and self.cancellation.asked):
+            self.cancellation.tell(self)
 
     def replayed(self) -> None:
         """Note that all that is recorded has happened again."""
         self.caught_up = True
-        if self.cancelling:
-            self.tell_cancelled()
+        if self.cancellation.asked:
+            self.cancellation.tell(self)
         self.wake()
 
     def stalled(self, difference: str) -> None:

@@ -92,28 +92,24 @@ class Meeting:
         return patched("change")
 
 
-async def beside_a_completion(code: Code) -> bool:
-    """One that came while the code was on its way to the change, and is delivered after it."""
-
+async def beside_a_sleep(code: Code, seconds: float) -> bool:
     async def second() -> None:
         meeting.begin()
-        await sleep(0.05)
+        await sleep(seconds)
 
     meeting = Meeting(code)
     found, _ = await asyncio.gather(meeting.go(), second())
     return found
+
+
+async def beside_a_completion(code: Code) -> bool:
+    """One that came while the code was on its way to the change, and is delivered after it."""
+    return await beside_a_sleep(code, 0.05)
 
 
 async def before_a_neighbour_has_begun(code: Code) -> bool:
     """A call that was made before, which a replay has yet to come to."""
-
-    async def second() -> None:
-        meeting.begin()
-        await sleep(0.3)
-
-    meeting = Meeting(code)
-    found, _ = await asyncio.gather(meeting.go(), second())
-    return found
+    return await beside_a_sleep(code, 0.3)
 
 
 async def beside_an_item(code: Code) -> bool:
