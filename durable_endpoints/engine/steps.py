@@ -31,6 +31,7 @@ T = TypeVar("T")
 # Looking a member up costs more than everything else that is done with it here.
 _STEP, _STEP_FAILED = Kind.STEP, Kind.STEP_FAILED
 _TOOK_US_MAX: Final = 0xFFFFFFFF
+_COLON: Final = ord(":")
 
 AMBIGUITY_POLICIES: Final = ("retry", "ask", "fail")
 INTERRUPT_POLICIES: Final = ("auto", "restart", "resume", "finalize", "fail", "hold")
@@ -85,7 +86,7 @@ def hash_args(
     except (TypeError, RecursionError):
         return 0, b""
     check = crc32(data)
-    if spec.secret or len(data) > ARGS_BYTES_MAX or (b":" in data and names_secret(data)):
+    if spec.secret or len(data) > ARGS_BYTES_MAX or (_COLON in data and names_secret(data)):
         return check, b""
     return check, data
 
@@ -172,7 +173,8 @@ async def run_step(
         await pace.give_way(run)
     if run.replay is not None or log.full or life.over:
         await settle(run, scope)
-    took_us = min(int((now_s - began_s) * 1e6), _TOOK_US_MAX)
+    took_us = int((now_s - began_s) * 1e6)
+    took_us = took_us if took_us < _TOOK_US_MAX else _TOOK_US_MAX
     log.meters.took_us.append(took_us)
     key = f"{ident} {spec.name}".encode()
     seq = run.append(kind, key, data, check, took_us, recorded_args)
