@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 import pytest
@@ -13,7 +13,7 @@ from durable_endpoints import DurableMiddleware, Engine, durable, effect, step, 
 from durable_endpoints.records import Frame
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import WaitQuery
-from tests.engine.worlds import PATIENCE_S, World, play
+from tests.engine.worlds import PATIENCE_S, World, play, world
 
 
 def test_i16_a_run_whose_request_is_cancelled_while_it_is_undone_is_taken_up() -> None:
@@ -148,3 +148,97 @@ def test_i8_what_others_have_seen_stays_of_a_run_that_is_left() -> None:
         assert record is not None and record.status == "running"  # the next process goes on
 
     play(scenario)
+
+
+class Gated(MemoryStore):
+    """Nothing becomes durable while its gate is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        await self.gate.wait()
+        return await super().append(batch)
+
+
+Begin = Callable[[World, Callable[[], Awaitable[None]]], Awaitable[asyncio.Task[object]]]
+
+
+async def call(one: World, function: Callable[[], Awaitable[None]]) -> asyncio.Task[object]:
+    """Begin a run as a call; return the task to cancel."""
+    run = await one.start(durable(function))
+    task = one.engine.runs[run.id].task
+    assert task is not None
+    return task
+
+
+async def request(one: World, function: Callable[[], Awaitable[None]]) -> asyncio.Task[object]:
+    """Begin a run as a request; return the task to cancel."""
+    app = FastAPI()
+    app.post("/trip")(durable(function))
+    app.add_middleware(DurableMiddleware, engine=one.engine)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    client = httpx.AsyncClient(transport=transport, base_url="http://test")
+    return asyncio.create_task(client.post("/trip"))
+
+
+@pytest.mark.parametrize("begin", [call, request])
+def test_i8_what_others_have_seen_stays_of_a_run_whose_end_is_cut_short(begin: Begin) -> None:
+    """Cut by somebody outside, while it is undone: it is undone by whoever takes it up again."""
+    made: list[str] = []
+    undone: list[str] = []
+
+    async def make() -> str:
+        made.append("it")
+        return "it"
+
+    async def say(what: str) -> str:
+        return what
+
+    async def undo() -> None:
+        undone.append("it")
+
+    @effect(compensate=undo)
+    async def book() -> None: ...
+
+    async def main() -> None:
+        store, heard = Gated(), asyncio.Event()
+
+        async def trip() -> None:
+            await book()
+            if not heard.is_set():
+                store.gate.clear()
+            await step.run("fill", say, "the batch that is under way")
+            for _ in range(9):
+                await asyncio.sleep(0)
+            await step.run("make", make)
+            heard.set()
+            raise RuntimeError("no car")
+
+        @durable
+        async def listens() -> str:
+            await heard.wait()
+            return await step.run("see", say, made[0])
+
+        async with world(store) as one:
+            listening = await one.start(listens)
+            asking = await begin(one, trip)
+            async with asyncio.timeout(PATIENCE_S):
+                await heard.wait()
+                (cut,) = (run for run in one.engine.runs.values() if run.id != listening.id)
+                while cut.cancellation.stage != "unwinding":
+                    await asyncio.sleep(0)
+                asking.cancel()
+                while cut.fenced is None:
+                    await asyncio.sleep(0)
+                store.gate.set()
+                assert await listening.result() == "it"
+                while undone != ["it"]:
+                    await one.recovery.sweep()
+                    await asyncio.sleep(0.001)
+            assert (await one.ended_for_good(cut.id)).status == "failed"
+            assert made == ["it"]
+
+    asyncio.run(main())

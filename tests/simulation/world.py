@@ -48,7 +48,7 @@ class World:
         self.ends = draw_ends(plan, seed)
         self.sought = sought(seed)
         self.now = 1000.0
-        self.skew_ms = 0
+        self.skew_ms = self.ahead_ms = 0  # of the wall clock, now and at most
         self.seen: Counter[str] = Counter()
         self.violations: list[Violation] = []
         self.trace: list[str] = []
@@ -214,6 +214,7 @@ class World:
             if process.dead:
                 if self.chance.random() < 0.2:
                     self.skew_ms += self.chance.choice((-600_000, 600_000, 3_600_000, 1, -1))
+                    self.ahead_ms = max(self.ahead_ms, self.skew_ms)
                 return False
             if process.turns >= process.end.turns and self._interrupt(process, zombies):
                 return False
@@ -224,7 +225,9 @@ class World:
             if self._settled(process):
                 return True
             calm = process.end.how == "calm"
-            if (calm and self.now > begun_s + PATIENCE_S) or self.turns > TURNS_MAX:
+            # A wait that was begun while the clock was ahead lasts until it is there again.
+            patience_s = PATIENCE_S + (self.ahead_ms - self.skew_ms) / 1000
+            if (calm and self.now > begun_s + patience_s) or self.turns > TURNS_MAX:
                 self._stuck()
                 return True
 
