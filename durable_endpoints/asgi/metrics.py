@@ -75,7 +75,7 @@ def metrics_of(
                 "Runs that went on after a crash and have not got further yet.",
                 sum(run.record.attempts > 0 and not run.progressed for run in runs)),
         _single("durable_readers", "gauge", "Connections that follow a run.",
-                sum(run.readers for run in runs)),
+                meters.readers),
         _single("durable_commits_total", "counter", "Transactions written to the store.",
                 log.commits),
         _single("durable_entries_behind", "gauge",

@@ -17,7 +17,7 @@ from durable_endpoints.asgi.sse import HEARTBEAT, control, with_id, wrap
 from durable_endpoints.engine.reader import Reader
 from durable_endpoints.engine.recent import Event
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import DurableError, Fenced, StoreAway
+from durable_endpoints.errors import DurableError, Fenced, RunDeleted, StoreAway
 from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S, WRITE_BYTES_MAX
 from durable_endpoints.records import Kind
 
@@ -86,7 +86,7 @@ class Tail:
         self._loop = run.log.loop
         self._watch: asyncio.TimerHandle | None = None
         self._writes = 0
-        self._writing = False
+        self._writing = self._stalled = False
         self._told = False  # whether the reader was told that the run waits
 
     async def follow(self) -> None:
@@ -94,14 +94,22 @@ class Tail:
 
         Raises: StreamAborted if the reader is to come back; OSError if it is gone.
         """
-        self.run.readers += 1
-        task = asyncio.current_task()
+        run, meters, task = self.run, self.run.log.meters, asyncio.current_task()
+        run.readers += 1
+        meters.readers += 1
         self._watch = self._loop.call_later(SEND_STALL_S, self._check_stall, task, 0)
         try:
             await self._follow()
+        except asyncio.CancelledError:
+            if not self._stalled:
+                raise
+            if task is not None:
+                task.uncancel()
+            raise StreamAborted(f"a reader of run {run.id} took nothing any more") from None
         finally:
             self._watch.cancel()
-            self.run.readers -= 1
+            run.readers -= 1
+            meters.readers -= 1
 
     async def _follow(self) -> None:
         reader, run = self._reader, self.run
@@ -121,6 +129,8 @@ class Tail:
                 await self._outcome()
         except (Fenced, StoreAway) as reason:
             raise StreamAborted(f"run {run.id} goes on elsewhere: {reason}") from None
+        except RunDeleted:
+            raise StreamAborted(f"run {run.id} was deleted") from None
         await self._end()
 
     async def _head(self) -> None:
@@ -263,6 +273,7 @@ class Tail:
     def _check_stall(self, task: asyncio.Task[Any] | None, writes: int) -> None:
         """Let a reader go that has taken nothing for a while; it can come back."""
         if self._writing and writes == self._writes and task is not None:
-            task.cancel("the reader has stalled")
+            self._stalled = True
+            task.cancel()
             return
         self._watch = self._loop.call_later(SEND_STALL_S, self._check_stall, task, self._writes)

@@ -75,7 +75,7 @@ class Sampler:
             max(0, commits - before) / passed_s,
             sum(max(0, run.seq - 1 - run.durable_seq) for run in runs),
             len(runs),
-            sum(run.readers for run in runs),
+            meters.readers,
             late_s * 1000,
             engine.log.lag_s * 1000,
             took.mean / 1000,

@@ -62,7 +62,7 @@ class Histogram:
 class Meters:
     """Counts of one log. `took_us`, of at most 2^32, is sorted once in a while."""
 
-    __slots__ = ("batches", "commits_us", "retries", "steps_us", "took_us")
+    __slots__ = ("batches", "commits_us", "readers", "retries", "steps_us", "took_us")
 
     def __init__(self) -> None:
         self.took_us: list[int] = []  # of steps that are not sorted yet
@@ -70,6 +70,7 @@ class Meters:
         self.commits_us = Histogram()
         self.batches = Histogram()  # entries
         self.retries = 0
+        self.readers = 0  # connections that follow a run, now
 
     def batch(self, took_s: float, entries: int) -> None:
         """Count a batch that has become durable."""

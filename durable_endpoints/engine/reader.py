@@ -10,7 +10,7 @@ import orjson
 from durable_endpoints.engine.life import expire
 from durable_endpoints.engine.recent import Event
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Corrupt, Fenced
+from durable_endpoints.errors import Corrupt, DurableError, Fenced, RunDeleted
 from durable_endpoints.frames import unpack
 from durable_endpoints.limits import READ_BYTES_MAX
 from durable_endpoints.records import EVENT_KINDS, Entry, Kind
@@ -29,16 +29,27 @@ class Reader:
         self._suspended = False  # as it was last seen
 
     async def available(self) -> list[Event]:
-        """Return durable events from the cursor on, without waiting for more; moves the cursor."""
+        """Return durable events from the cursor on, without waiting for more; moves the cursor.
+
+        Raises: RunDeleted, Corrupt if the store no longer has what it had (I5).
+        """
         run = self.run
         if self.offset >= run.durable_offset:
             return []
         events = run.recent_from(self.offset)
         if events is None:
             events = await stored_events(self._store, run, self.offset)
+            if not events or events[-1].offset != self.offset + len(events) - 1:
+                raise await self._loss()
         if events:
             self.offset = events[-1].offset + 1
         return events
+
+    async def _loss(self) -> DurableError:
+        """Return why the store lacks events from the cursor on."""
+        if await self._store.get(self.run.id) is None:
+            return RunDeleted(self.run.id)
+        return Corrupt(f"run {self.run.id}: events from {self.offset} on are missing")
 
     @property
     def at_end(self) -> bool:
@@ -51,7 +62,7 @@ class Reader:
 
         None if `timeout_s` seconds passed without one, or when the run is suspended or goes on.
 
-        Raises: Fenced if the run goes on elsewhere.
+        Raises: Fenced if the run goes on elsewhere; RunDeleted, Corrupt.
         """
         run = self.run
         while True:
