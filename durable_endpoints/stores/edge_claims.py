@@ -27,6 +27,7 @@ class Claims:
     def __init__(self, local: EdgeFile, centre: Centre, tracks: dict[str, Track]) -> None:
         self.tally = Tally(0, 0, 0)
         self.alone: set[str] = set()
+        self.damaged: set[str] = set()  # runs of this file of which the centre gets no more
         self.listener: Listener | None = None  # is told of runs that are lost
         self.losses = 0  # of the lease
         self._local = local
@@ -36,12 +37,19 @@ class Claims:
     async def start(self) -> None:
         """Find the runs that the centre does not take."""
         self.alone = await self._local.alone()
+        self.damaged.clear()
         self.tally = Tally(len(self.alone), 0, 0)
 
     def drop(self, run_ids: Sequence[str]) -> None:
         """Say no more of runs."""
         for run_id in run_ids:
             self._tracks.pop(run_id, None)
+
+    def set_aside(self, run_id: str) -> None:
+        """Ship no more of a run that is damaged here: the others go on (I20)."""
+        logger.error("run %s is damaged on this node's disk: the centre gets no more of it", run_id)
+        self.damaged.add(run_id)
+        self.drop([run_id])
 
     async def forget(self, run_ids: Sequence[str]) -> None:
         """Remove runs that are the centre's now."""

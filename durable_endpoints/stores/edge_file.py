@@ -10,12 +10,12 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from durable_endpoints.records import RunRecord, WaitRecord
 from durable_endpoints.stores import statements
 from durable_endpoints.stores.protocol import StoredFrame
-from durable_endpoints.stores.rows import ROW
+from durable_endpoints.stores.rows import ROW, is_damaged, run_of
 from durable_endpoints.stores.sqlite import SQLiteStore
 
 T = TypeVar("T")
@@ -40,10 +40,9 @@ _LEAVE: Final = (
     " where run_id = ?1 and status in ('suspended', 'dead', 'diverged')) returning run_id"
 )
 _OPEN: Final = (
-    "select run_id, last_seq, status, updated_at_ms, wake_at_ms, coalesce(mark, ''),"
-    " (select coalesce(sum(length(data)), 0) from frames"
-    " where id between runs.no << 20 and (runs.no << 20) + 1048575)"
-    " from runs left join edge_runs using (run_id)"
+    "select coalesce(mark, ''), (select coalesce(sum(length(data)), 0) from frames"  # noqa: S608
+    " where id between runs.no << 20 and (runs.no << 20) + 1048575),"
+    f" {ROW} from runs left join edge_runs using (run_id)"
     " where coalesce(mark, '') in ('', 'known', 'leaving') order by no"
 )
 _ALONE: Final = "select run_id from edge_runs where mark = 'alone'"
@@ -56,19 +55,20 @@ _WAITS: Final = (
     "select run_id, ident, kind, name, since_ms, until_ms, match, summary, principal"
     " from waits where no = ? order by ident"
 )
+# What a column of these holds, if it is not damaged: SQLite does not hold it against its type.
+_FRAME_TYPES: Final[tuple[Any, ...]] = (int, int, int, int, bytes)
+_TEXT, _TIME = (str, type(None)), (int, type(None))
+_WAIT_TYPES: Final[tuple[Any, ...]] = (str, str, str, str, int, _TIME, _TEXT, _TEXT, _TEXT)
 
 
 @dataclass(frozen=True, slots=True)
 class Unshipped:
     """A run of which the centre may not have everything, as it is found at the start."""
 
-    run_id: str
-    last_seq: int
-    status: str
-    updated_at_ms: int
-    wake_at_ms: int | None
+    record: RunRecord
     mark: str
     size: int  # bytes of its frames
+    damaged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class Piece:
     record: RunRecord
     frames: Sequence[StoredFrame]
     waits: Sequence[WaitRecord]
+    damaged: bool  # something of it is nothing that could have been written (I20)
 
 
 class EdgeFile(SQLiteStore):
@@ -98,7 +99,15 @@ class EdgeFile(SQLiteStore):
 
     async def unfinished(self) -> list[Unshipped]:
         """Return the runs of which the centre may not have everything, the oldest first."""
-        return await self._read(lambda db: [Unshipped(*row) for row in db.execute(_OPEN)])
+
+        def work(db: sqlite3.Connection) -> list[Unshipped]:
+            rows = db.execute(_OPEN).fetchall()
+            return [
+                Unshipped(run_of(tuple(row)), mark, size, is_damaged(tuple(row)))
+                for mark, size, *row in rows
+            ]
+
+        return await self._read(work)
 
     async def alone(self) -> set[str]:
         """Return the runs that the centre does not take."""
@@ -149,9 +158,9 @@ class EdgeFile(SQLiteStore):
             left = limit_bytes
             for run_id, seq in places:
                 for number, *row in db.execute(_RUN, (run_id,)).fetchall():
-                    frames, left = _frames(db, number, seq, left)
-                    waits = [WaitRecord(*wait) for wait in db.execute(_WAITS, (number,))]
-                    found.append(Piece(RunRecord(*row), frames, waits))
+                    piece = _piece(db, number, tuple(row), seq, left)
+                    found.append(piece)
+                    left -= sum(len(frame.data) for frame in piece.frames)
                 if left <= 0:
                     break
             return found
@@ -174,13 +183,19 @@ def _ids(number: int, seq: int) -> tuple[int, int]:
     return first + seq, first + statements.SEQ_MAX
 
 
-def _frames(
-    db: sqlite3.Connection, number: int, seq: int, left: int
-) -> tuple[list[StoredFrame], int]:
-    found: list[StoredFrame] = []
+def _piece(
+    db: sqlite3.Connection, number: int, row: tuple[object, ...], seq: int, limit_bytes: int
+) -> Piece:
+    sound = not is_damaged(row)
+    frames: list[StoredFrame] = []
     for place, *rest in db.execute(_FRAMES, _ids(number, seq)):
-        found.append(StoredFrame(place & statements.SEQ_MAX, *rest))
-        left -= len(found[-1].data)
-        if left <= 0:
+        if not all(map(isinstance, rest, _FRAME_TYPES)):
+            sound = False
             break
-    return found, left
+        frames.append(StoredFrame(place & statements.SEQ_MAX, *rest))
+        limit_bytes -= len(frames[-1].data)
+        if limit_bytes <= 0:
+            break
+    waits = db.execute(_WAITS, (number,)).fetchall()
+    sound = sound and all(all(map(isinstance, wait, _WAIT_TYPES)) for wait in waits)
+    return Piece(run_of(row), frames, [WaitRecord(*wait) for wait in waits], not sound)

@@ -63,7 +63,10 @@ class Shipper:
         self._trouble = "the centre has not answered yet"
         await self.claims.start()
         for found in await self._local.unfinished():
-            self.tracks[found.run_id] = self._track_of(found)
+            if found.damaged:
+                self.claims.set_aside(found.record.run_id)
+            else:
+                self.tracks[found.record.run_id] = self._track_of(found)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -74,22 +77,23 @@ class Shipper:
             self._task = None
 
     def _track_of(self, found: Unshipped) -> Track:
-        known = found.mark != ""
+        known, run = found.mark != "", found.record
         track = Track(
-            found.status, found.last_seq, known, entries=found.last_seq + 1, bytes=found.size,
-            since_ms=found.updated_at_ms, doubt=known, unheard=known,
+            run.status, run.last_seq, known, entries=run.last_seq + 1, bytes=found.size,
+            since_ms=run.updated_at_ms, doubt=known, unheard=known,
             leaving=found.mark == "leaving",
         )  # fmt: skip
-        if found.status in PARKED:
-            track.leaving_at_ms = self._leaving_at_ms(found.wake_at_ms, found.updated_at_ms)
+        if run.status in PARKED:
+            track.leaving_at_ms = self._leaving_at_ms(run.wake_at_ms, run.updated_at_ms)
         return track
 
     # --- what the store tells, and asks
 
     def appended(self, batch: Sequence[Frame], fenced: frozenset[str]) -> None:
         """Note what the local file has now."""
+        left_out = fenced | self.claims.alone | self.claims.damaged
         for frame in batch:
-            if frame.run_id in fenced or frame.run_id in self.claims.alone:
+            if frame.run_id in left_out:
                 continue
             track = self.tracks.get(frame.run_id)
             if track is None:
@@ -114,6 +118,8 @@ class Shipper:
     def in_doubt(self, run_id: str) -> bool:
         """Say whether another node may have a run, as far as this one knows (I3)."""
         track = self.tracks.get(run_id)
+        if run_id in self.claims.damaged:
+            return not self._centre.holds_lease
         if track is None:  # it is being given up; or the centre does not take it at all
             return run_id not in self.claims.alone
         if not track.known:
@@ -306,6 +312,9 @@ class Shipper:
         parcels = []
         for piece in await self._local.pieces(places, limits.EDGE_ROUND_BYTES_MAX):
             run_id = piece.record.run_id
+            if piece.damaged:
+                self.claims.set_aside(run_id)
+                continue
             parcel = parcel_of(piece, self.tracks[run_id], changes[run_id])
             if parcel is None:
                 self._clean(self.tracks[run_id], changes[run_id])

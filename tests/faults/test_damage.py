@@ -23,6 +23,7 @@ from durable_endpoints import Engine, SQLiteStore, StoreRefused, durable
 from durable_endpoints.records import RunRecord
 from tests.crash.process import CrashServer
 from tests.engine.worlds import world
+from tests.support.damage import change_row
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 FLIPS = 60
@@ -282,21 +283,7 @@ def damaged_row(base: Base, place: Path, run_id: str, damage: str) -> Path:
     """Return a copy of a database with values in a run's row that its schema would refuse."""
     work = place / "work"
     shutil.copytree(base.directory, work)
-    with closing(sqlite3.connect(work / "durable.db")) as database:
-        (schema,) = database.execute("pragma schema_version").fetchone()
-        database.execute("pragma writable_schema = on")
-        database.execute("pragma ignore_check_constraints = on")
-        is_runs = "name = 'runs'"
-        (sql,) = database.execute(f"select sql from sqlite_master where {is_runs}").fetchone()
-        assert sql.endswith("strict")
-        change = f"update sqlite_master set sql = ? where {is_runs}"
-        database.execute(change, (sql.removesuffix("strict"),))
-        database.execute(f"pragma schema_version = {schema + 1}")
-        database.commit()
-        database.execute(f"update runs set {damage} where run_id = ?", (run_id,))
-        database.execute(change, (sql,))
-        database.execute(f"pragma schema_version = {schema + 2}")
-        database.commit()
+    assert change_row(work / "durable.db", "runs", f"{damage} where run_id = ?", run_id) == 1
     return work / "durable.db"
 
 
