@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from tests.crash.process import kill_all
-from tests.faults.matrix import ABSENT, ROWS, Row
+from tests.faults.matrix import ROWS, Row
 
 SHOWN = 12
 
@@ -65,8 +65,6 @@ def shown(rows: list[Row], options: argparse.Namespace) -> Table:
     for row in rows:
         why = row.why_not()
         table.add_row(row.name, row.what, row.holds, f"{count(row, options):,}", why or "yes")
-    for name, why in ABSENT.items():
-        table.add_row(name, why, "", "", "not in this suite")
     return table
 
 

@@ -317,8 +317,12 @@ ROWS: Final = (
     Row("F19", "a stopped process goes on", "I1 I14", lives(_pause), 3, 500),
     Row("F21", "readers that leave and come back", "I4 I5",
         tests("tests/surface/test_readers.py", "tests/surface/test_resume.py"), 1, 50),
+    Row("F22", "readers that take nothing", "I23: memory; they are let go",
+        tests("tests/surface/test_stalled.py"), 1, 20),
     Row("F25", "a crash after every item of a stream, every policy", "I5",
         lives(_cut_stream, endpoints=CUT_STREAMS), 9, 2_000),
+    Row("F26", "kill -9 around effects, waits, signals, cancels, undoing (F27, F28)", "I3 I15 I16",
+        tests("tests/crash/waiting"), 1, 50),
     Row("F30", "wall clocks that jump", "I16", lives(_jump, clocked), 4, 500, why_no_shims),
     Row("F31", "runs that take the process with them", "I17",
         tests("tests/faults/test_poison.py"), 1, 50),
@@ -329,12 +333,3 @@ ROWS: Final = (
         tests("tests/engine/test_race_machine.py"), 1, 100),
     Row("F38", "every mutant is caught", "the suite", mutants, 1, 1),
 )  # fmt: skip
-
-# What the matrix has and this suite has not, and why.
-ABSENT: Final = {
-    "F16": "a power cut under PostgreSQL: its own recovery is its own suite's matter",
-    "F17": "a restored backup: noticed by the hash in every event id, see test_resume",
-    "F34": "retention: runs are deleted by hand only",
-    "F35": "descriptors, threads, memory used up",
-    "F37": "a soak of hours: run F4 with a large --times",
-}
