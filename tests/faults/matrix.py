@@ -23,7 +23,16 @@ import pytest
 from tests.crash.kills import Life, kill_and_judge, point_lives, random_lives
 from tests.crash.process import CrashServer
 from tests.crash.workload import CUT_STREAMS, ENDPOINTS, Endpoint
-from tests.faults import test_clock, test_damage, test_disk_errors, test_power_cut, test_processes
+from tests.faults import (
+    test_clock,
+    test_damage,
+    test_disk_errors,
+    test_power_cut,
+    test_processes,
+    test_resources,
+    test_retention,
+    test_soak,
+)
 from tests.faults.disk import FailingDisk, ext4, tmpfs, why_no_mounts, why_no_shims
 from tests.simulation.sweep import Orders, sweep
 
@@ -131,6 +140,10 @@ def _cut(server: CrashServer, chance: random.Random, number: int) -> tuple[str, 
 
 def _sync_then_cut(server: CrashServer, chance: random.Random, number: int) -> tuple[str, Life]:
     return _at_sync(server, chance, number) if number % 2 == 0 else _cut(server, chance, number)
+
+
+def _starved(server: CrashServer, chance: random.Random, number: int) -> tuple[str, Life]:
+    return test_resources.starved(chance, number)
 
 
 def _full(server: CrashServer, chance: random.Random, number: int) -> tuple[str, Life]:
@@ -312,6 +325,8 @@ ROWS: Final = (
         tests("tests/faults/test_processes.py", "-k", "refused or successor or forked"), 1, 50),
     Row("F15", "PostgreSQL: backends and servers killed, cut off in COMMIT", "I1 I2 I6",
         tests("tests/postgres/test_commits.py"), 1, 50, why_no_postgres),
+    Row("F16", "a power cut under PostgreSQL, and an older copy of its database (F17)", "I1 I4 I7",
+        tests("tests/postgres/test_lost.py"), 1, 50, why_no_postgres),
     Row("F18", "nodes stopped, killed, fenced; clients that change nodes", "I4 I5 I6",
         tests("tests/postgres/test_fleet.py", seeds="--fleet-seed"), 1, 200, why_no_postgres),
     Row("F19", "a stopped process goes on", "I1 I14", lives(_pause), 3, 500),
@@ -329,7 +344,13 @@ ROWS: Final = (
     Row("F32", "SIGTERM at random, twice, then SIGKILL", "I22", lives(_drain), 8, 2_000),
     Row("F33", "a store of an earlier release", "I11",
         tests("tests/faults/test_golden.py"), 1, 20),
+    Row("F34", "runs deleted, and their file vacuumed, under readers; a kill in between", "I5 I21",
+        test_retention.trials, 3, 1_000),
+    Row("F35", "descriptors and memory used up", "no wrong answer",
+        lives(_starved, endpoints=test_resources.AT_WORK, forgive=test_resources.UNTOLD), 6, 200),
     Row("F36", "random sequences of calls against a model", "all",
         tests("tests/engine/test_race_machine.py"), 1, 100),
+    Row("F37", "a soak: lives of 18 s, stopped now and then", "all; memory, descriptors, log",
+        test_soak.lives, 1, 1_000),
     Row("F38", "every mutant is caught", "the suite", mutants, 1, 1),
 )  # fmt: skip
