@@ -104,7 +104,8 @@ def main() -> int:
                 failed[row.name] = wrong
             bar.update(task, said=f"{len(wrong)} violations" if wrong else "held")
             if not console.is_terminal:
-                console.print(f"{row.name}: {trials:,} trials, {len(wrong)} violations")
+                said = f"{row.name}: {trials:,} trials, {len(wrong)} violations"
+                console.print(said, *wrong[:SHOWN], sep="\n  ", markup=False)
             results.add_row(row.name, f"{trials:,}", f"{time.monotonic() - began_s:.0f}",
                             str(len(wrong)))  # fmt: skip
     console.print(results)

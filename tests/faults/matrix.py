@@ -71,9 +71,12 @@ def plain(place: Path) -> Iterator[CrashServer]:
 
 def lives(
     make: Makes, on: Callable[[Path], object] = plain, *, clients: int = 24,
-    endpoints: Sequence[Endpoint] = ENDPOINTS, forgive: str = "",
+    endpoints: Sequence[Endpoint] = ENDPOINTS, forgive: str = "", then: Makes | None = None,
 ) -> Trials:  # fmt: skip
-    """Return trials that are lives of a server under load, some of them over one store."""
+    """Return trials that are lives of a server under load, some of them over one store.
+
+    `then` is the last life of each store.
+    """
 
     def run(place: Path, trials: int, seed: int, done: Done) -> list[str]:
         wrong: list[str] = []
@@ -84,6 +87,7 @@ def lives(
             with on(directory) as server:  # type: ignore[attr-defined]
                 some = [make(server, chance, begin + number)
                         for number in range(min(LIVES_A_STORE, trials - begin))]  # fmt: skip
+                some += [then(server, chance, begin)] if then is not None else []
                 report = asyncio.run(
                     kill_and_judge(directory, seed + begin, some, clients=clients, server=server,
                                    endpoints=endpoints)
@@ -132,6 +136,10 @@ def _drain(server: CrashServer, chance: random.Random, number: int) -> tuple[str
 
 def _jump(server: CrashServer, chance: random.Random, number: int) -> tuple[str, Life]:
     return f"jump {number}", test_clock.jump(server.directory / "offset", chance)
+
+
+def _settle(server: CrashServer, chance: random.Random, number: int) -> tuple[str, Life]:
+    return "settle", test_clock.settle(server.directory / "offset")
 
 
 def _cut(server: CrashServer, chance: random.Random, number: int) -> tuple[str, Life]:
@@ -338,7 +346,8 @@ ROWS: Final = (
         lives(_cut_stream, endpoints=CUT_STREAMS), 9, 2_000),
     Row("F26", "kill -9 around effects, waits, signals, cancels, undoing (F27, F28)", "I3 I15 I16",
         tests("tests/crash/waiting"), 1, 50),
-    Row("F30", "wall clocks that jump", "I16", lives(_jump, clocked), 4, 500, why_no_shims),
+    Row("F30", "wall clocks that jump", "I16",
+        lives(_jump, clocked, then=_settle), 4, 500, why_no_shims),
     Row("F31", "runs that take the process with them", "I17",
         tests("tests/faults/test_poison.py"), 1, 50),
     Row("F32", "SIGTERM at random, twice, then SIGKILL", "I22", lives(_drain), 8, 2_000),
