@@ -30,9 +30,9 @@ def cut(disk: SmallDisk, chance: random.Random) -> Life:
         server.arm()
         await server.begin()
         await asyncio.sleep(chance.uniform(0.05, 0.6))
-        disk.cut_power()
-        if server.running:
+        if server.running:  # first: nobody is told anything by a process whose disk is dead
             server.signal(signal.SIGKILL)
+        disk.cut_power()  # a sync that was under way may be cut
         await asyncio.to_thread(server.wait)
         disk.unmount()
         disk.mount()

@@ -143,8 +143,10 @@ def test_nothing_that_a_client_saw_is_lost_with_the_databases_power(
 
     async def cut(fleet: Fleet) -> None:
         fleet.report.interrupted += 1
+        backends = cluster.backends()
+        cluster.send_kill()  # first: nobody is told anything by a server whose disk is dead
         disk.cut_power()
-        await asyncio.to_thread(cluster.kill)
+        await asyncio.to_thread(cluster.end_kill, backends)
         disk.unmount()
         disk.mount()
         await asyncio.to_thread(cluster.start)

@@ -109,11 +109,21 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL every process of the server, the first one first."""
+        backends = self.backends()
+        self.send_kill()
+        self.end_kill(backends)
+
+    def send_kill(self) -> None:
+        """Send SIGKILL to every process of the server; does not wait."""
         assert self._process is not None
         backends = self.backends()
         self._process.kill()
         for pid in backends:
             _kill(pid)
+
+    def end_kill(self, backends: list[int]) -> None:
+        """Wait until the killed processes are gone."""
+        assert self._process is not None
         self._process.wait(READY_S)
         deadline = time.monotonic() + READY_S
         while any(Path(f"/proc/{pid}").exists() for pid in backends):
