@@ -100,7 +100,8 @@ class App:
         self.jobs = {}
         threads = {c.config["configurable"]["thread_id"] async for c in self.saver.alist(None)}
         for thread in threads:
-            if thread.startswith("job-") and (await self.steps.aget_state(_config(thread))).next:
+            # .tasks, for .next leaves out a node whose results are stored but not yet its checkpoint.
+            if thread.startswith("job-") and (await self.steps.aget_state(_config(thread))).tasks:
                 self.start(thread, None)
 
     def start(self, thread: str, state: dict[str, Any] | None) -> None:
@@ -148,7 +149,7 @@ async def job_response(request: Request) -> Response:
     if not state.values:
         task = held.jobs.get(thread)
         return Response(status_code=404 if task is None or task.done() else 202)
-    if state.next or len(state.values["results"]) < STEPS:
+    if state.tasks or len(state.values["results"]) < STEPS:
         return Response(status_code=202)
     return JSONResponse(work.answer(state.values["results"]))
 
