@@ -100,7 +100,7 @@ class App:
         self.jobs = {}
         threads = {c.config["configurable"]["thread_id"] async for c in self.saver.alist(None)}
         for thread in threads:
-            # .tasks, for .next leaves out a node whose results are stored but not yet its checkpoint.
+            # .tasks, for .next leaves out a node whose results are stored without their checkpoint.
             if thread.startswith("job-") and (await self.steps.aget_state(_config(thread))).tasks:
                 self.start(thread, None)
 
