@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from bench import console, llm, nodes, overhead, postgres, recovery, report, scale, suspended
+from bench import (
+    console,
+    instructions,
+    llm,
+    nodes,
+    overhead,
+    postgres,
+    recovery,
+    report,
+    scale,
+    suspended,
+)
 
 
 def main() -> None:
@@ -26,12 +37,11 @@ def main() -> None:
     overhead.main([*common, *peers, *slow])
     recovery.main([*common, *peers])
     missed = []
-    for name, part in (("scale", scale.main), ("llm", llm.main), ("console", console.main),
-                       ("suspended", suspended.main)):  # fmt: skip
+    for part in (scale, llm, console, suspended, instructions):
         try:
-            part(common)
+            part.main(common)
         except SystemExit as said:  # a figure that breaks a promise: the other parts go on
-            missed.append(f"{name}: {said}")
+            missed.append(f"{part.__name__}: {said}")
     if peers:
         try:
             postgres.programs()

@@ -120,6 +120,11 @@ def scale_rows(result: dict[str, Any]) -> list[Row]:
     return [[f["what"], _points(f)] for f in result["figures"]]
 
 
+def instruction_rows(result: dict[str, Any]) -> list[Row]:
+    """Return the rows of the counted parts."""
+    return [[f["title"], number(f["instructions"])] for f in result["figures"]]
+
+
 def _points(figure: dict[str, Any]) -> str:
     return " · ".join(
         f"{_at(point['at'])}: {number(point['value'])} {figure['unit']}"
@@ -134,6 +139,8 @@ def _at(value: object) -> str:
 def _columns(result: dict[str, Any]) -> list[str]:
     if result["kind"] == "scale":
         return ["", "at: figure"]
+    if result["kind"] == "instructions":
+        return ["once", "instructions"]
     return ["", *(c["title"] for c in result["contenders"].values())]
 
 
@@ -149,7 +156,12 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-_ROWS = {"overhead": overhead_rows, "recovery": recovery_rows, "scale": scale_rows}
+_ROWS = {
+    "overhead": overhead_rows,
+    "recovery": recovery_rows,
+    "scale": scale_rows,
+    "instructions": instruction_rows,
+}
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -6,11 +6,12 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import orjson
 
-from durable_endpoints.codec import codec_of, dumps
+from durable_endpoints.codec import Codec, codec_of, dumps
 from durable_endpoints.engine.context import emit
 from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, ENDPOINTS, EndpointSpec
@@ -27,6 +28,8 @@ from durable_endpoints.stores.protocol import PATIENCE_S
 
 logger = logging.getLogger("durable_endpoints")
 KIND = "call"
+# Reading a function's annotations, or building what checks them, takes longer than many a run.
+_CODECS: Final[WeakKeyDictionary[Callable[..., Any], Codec]] = WeakKeyDictionary()
 
 
 class Run:
@@ -161,6 +164,14 @@ async def recover(engine: Engine, run: LiveRun, started: Entry, journal: Journal
     await asyncio.wait([task])
 
 
+def _codec_of(spec: EndpointSpec, function: Callable[..., Any]) -> Codec:
+    """Return the codec of a function's result, made at its first use: names may come late."""
+    codec = _CODECS.get(function)
+    if codec is None:
+        codec = _CODECS[function] = codec_of(f"result of {spec.name}", function)
+    return codec
+
+
 async def _drive(
     engine: Engine, run: LiveRun, spec: EndpointSpec, function: Callable[..., Any], payload: bytes
 ) -> None:
@@ -177,7 +188,7 @@ async def _drive(
                 emit(item)
         else:
             value = await function(*call["args"], **call["kwargs"])
-            data = codec_of(f"result of {spec.name}", function).encode(value)
+            data = _codec_of(spec, function).encode(value)
     except BaseException as raised:  # noqa: BLE001 - its fate is the run's
         error = raised
     SCOPE.set(None)
