@@ -168,7 +168,8 @@ def judge(
     for run in stored.values():
         report.violations += check_journal(run, executed[run.run_id])
         if run.status != "completed":
-            blame(Violation("I16", run.run_id, f"{run.name} is {run.status}"))
+            last = run.entries[-1].payload.decode(errors="replace") if run.entries else "no entry"
+            blame(Violation("I16", run.run_id, f"{run.name} is {run.status}: {last[:200]}"))
     for story in stories:
         _judge_story(story, stored, logs, report)
 
