@@ -285,6 +285,8 @@ class Journal:
         """
         if self.exhausted:  # and the handler is yet to be told that the run is cancelled
             return False
+        if self.telling and self.at_cancel and self._showed:  # the rest came of its being told
+            return False
         if self.shared_at is None or self._next < self.shared_at:
             return True
         if (
@@ -309,12 +311,15 @@ class Journal:
     @property
     def exhausted(self) -> bool:
         """Whether nothing recorded is left to happen again."""
+        return self.delivered and self._showed and all(call.claimed for call in self.calls.values())
+
+    @property
+    def _showed(self) -> bool:
+        """Whether all that readers have seen was shown again."""
         return (
-            self.delivered
-            and self._body == len(self._bodies)
+            self._body == len(self._bodies)
             and self._emit == len(self._emits)
             and (self._head_matched or self.head is None)
-            and all(call.claimed for call in self.calls.values())
         )
 
     def exhausted_but(self, prefix: str | None) -> bool:

@@ -52,6 +52,23 @@ def test_nothing_is_left_but_to_tell_of_a_cancellation() -> None:
     assert not shows(cancelled)
 
 
+UNDONE = (Kind.INTENT, "undo/1 undo call")
+BOTH = ((Kind.CANCEL, ""), UNDONE)
+
+
+def test_what_came_of_a_cancellation_shows_nothing_to_who_has_yet_to_be_told() -> None:
+    assert not shows(journal(A, *BOTH, claimed="a.0/0", delivered=1))
+    told = journal(A, *BOTH, claimed="a.0/0", delivered=1)
+    told.pass_cancellation()
+    assert shows(told)
+
+
+@pytest.mark.parametrize("kind", [Kind.HEAD, Kind.CHUNK, Kind.EMIT])
+def test_what_came_before_a_cancellation_shows_it(kind: Kind) -> None:
+    assert shows(journal(A, B, *BOTH, claimed="a.0/0", delivered=1))
+    assert shows(journal(A, (kind, ""), *BOTH, claimed="a.0/0", delivered=1))
+
+
 def test_a_completion_of_a_call_that_is_made_shows_nothing() -> None:
     assert not shows(journal(SHARED, A, B, claimed="a.0/0 b.0/0", delivered=1))
 
