@@ -1,7 +1,7 @@
 """Counts the machine instructions of the pure parts: `python -m bench.instructions --help`.
 
 By valgrind, which runs the program on a processor made of software: other work on the machine,
-its clock and its caches do not come into it, so a change of one per cent shows.
+its clock and its caches do not come into it, so small changes show.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VALGRIND: Final = (
 def counted(part: str, times: int) -> int:
     """Return how many instructions a process takes that does a part so many times.
 
-    Raises: RuntimeError with what valgrind said if it counted nothing.
+    Raises: SystemExit with what valgrind said if it counted nothing.
     """
     done = subprocess.run(
         [*_VALGRIND, sys.executable, "-m", "bench.apps.pure", part, str(times)],
@@ -40,7 +40,7 @@ def counted(part: str, times: int) -> int:
     )  # fmt: skip
     found = _COUNT.search(done.stderr)
     if done.returncode or found is None:
-        raise RuntimeError(f"valgrind counted nothing of {part}:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"valgrind counted nothing of {part}:\n{done.stderr[-2000:]}")
     return int(found[1].replace(",", ""))
 
 
