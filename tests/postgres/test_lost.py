@@ -143,8 +143,8 @@ def test_nothing_that_a_client_saw_is_lost_with_the_databases_power(
 
     async def cut(fleet: Fleet) -> None:
         fleet.report.interrupted += 1
-        backends = cluster.backends()
-        cluster.send_kill()  # first: nobody is told anything by a server whose disk is dead
+        # First: nobody is told anything by a server whose disk is dead.
+        backends = cluster.send_kill()
         disk.cut_power()
         await asyncio.to_thread(cluster.end_kill, backends)
         disk.unmount()

@@ -109,17 +109,16 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL every process of the server, the first one first."""
-        backends = self.backends()
-        self.send_kill()
-        self.end_kill(backends)
+        self.end_kill(self.send_kill())
 
-    def send_kill(self) -> None:
-        """Send SIGKILL to every process of the server; does not wait."""
+    def send_kill(self) -> list[int]:
+        """Send SIGKILL to every process of the server, and return the backends; does not wait."""
         assert self._process is not None
         backends = self.backends()
         self._process.kill()
         for pid in backends:
             _kill(pid)
+        return backends
 
     def end_kill(self, backends: list[int]) -> None:
         """Wait until the killed processes are gone."""

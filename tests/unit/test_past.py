@@ -63,9 +63,12 @@ def test_what_came_of_a_cancellation_shows_nothing_to_who_has_yet_to_be_told() -
     assert shows(told)
 
 
-@pytest.mark.parametrize("kind", [Kind.HEAD, Kind.CHUNK, Kind.EMIT])
-def test_what_came_before_a_cancellation_shows_it(kind: Kind) -> None:
+def test_a_call_from_before_a_cancellation_shows_it() -> None:
     assert shows(journal(A, B, *BOTH, claimed="a.0/0", delivered=1))
+
+
+@pytest.mark.parametrize("kind", [Kind.HEAD, Kind.CHUNK, Kind.EMIT])
+def test_what_readers_saw_before_a_cancellation_shows_it(kind: Kind) -> None:
     assert shows(journal(A, (kind, ""), *BOTH, claimed="a.0/0", delivered=1))
 
 
