@@ -141,7 +141,9 @@ class ControlRoutes:
         run = await self._host.observe(request.scope, request.path_params["run_id"])
         after = _number(request.query_params.get("after"), -1)
         limit = max(1, min(_number(request.query_params.get("limit"), 100), LIST_ROWS_MAX))
-        entries = await read_journal(self._host.engine.store, run.id, seq=after + 1)
+        known = run.durable_seq
+        store = self._host.engine.store
+        entries = await read_journal(store, run.id, seq=after + 1, last=known)
         page = [entry for entry in entries[:limit] if entry.seq <= run.durable_seq]
         following = page[-1].seq if page and len(entries) > limit else None
         return json({"entries": [entry_fields(entry) for entry in page], "next": following})
@@ -151,7 +153,8 @@ class ControlRoutes:
         from durable_endpoints.llm.usage import usage_fields, usage_of  # nobody else needs it
 
         run = await self._host.observe(request.scope, request.path_params["run_id"])
-        entries = await read_journal(self._host.engine.store, run.id)
+        known = run.durable_seq
+        entries = await read_journal(self._host.engine.store, run.id, last=known)
         durable = [entry for entry in entries if entry.seq <= run.durable_seq]
         return json(usage_fields(usage_of(durable), self._host.options.prices))
 

@@ -17,7 +17,7 @@ from durable_endpoints.cli import render
 from durable_endpoints.cli.opening import find, pages, reading
 from durable_endpoints.cli.options import console_of
 from durable_endpoints.engine.reader import read_journal
-from durable_endpoints.errors import Corrupt
+from durable_endpoints.errors import Corrupt, RunDeleted
 from durable_endpoints.records import RunRecord
 from durable_endpoints.states import ENDED
 from durable_endpoints.stores.protocol import Query, Store
@@ -33,6 +33,7 @@ _SUMMARY: Final = {
     "same": ("✓", "green", "as recorded, to the end"),
     "open": ("✓", "green", "unfinished, and as recorded so far"),
     "pinned": ("·", "cyan", "not replayed: ended under another version of their endpoint"),
+    "gone": ("·", "cyan", "not replayed: deleted meanwhile"),
     "drifted": ("✗", "red", "would not go on with today's code"),
     "damaged": ("✗", "red", "damaged: cannot be read"),
 }
@@ -46,6 +47,8 @@ def explained() -> Iterator[None]:
     log.setLevel(logging.CRITICAL)
     try:
         yield
+    except RunDeleted as error:
+        raise click.ClickException(f"Run {error} was deleted meanwhile.") from error
     except (NotReplayable, RuntimeError, Corrupt) as error:
         raise click.ClickException(f"{error}") from error
     finally:
@@ -56,7 +59,7 @@ async def replay_one(replayer: Replayer, address: str, wanted: str) -> int:
     """Replay a run and tell of it; return the exit status."""
     async with reading(address) as store:
         record = await find(store, wanted)
-        entries = await read_journal(store, record.run_id)
+        entries = await read_journal(store, record.run_id, last=record.last_seq)
     async with replayer.started():
         replayed = await replayer.replay(
             entries, run_id=record.run_id, version=record.version, principal=record.principal
@@ -116,7 +119,7 @@ async def check(replayer: Replayer, address: str, query: Query, limit: int | Non
 async def _verdict(replayer: Replayer, store: Store, record: RunRecord) -> tuple[str, str | None]:
     """Return what became of a run, and what there is to complain of."""
     try:
-        entries = await read_journal(store, record.run_id)
+        entries = await read_journal(store, record.run_id, last=record.last_seq)
         replayed = await replayer.replay(
             entries[: record.last_seq + 1],
             run_id=record.run_id,
@@ -125,8 +128,10 @@ async def _verdict(replayer: Replayer, store: Store, record: RunRecord) -> tuple
         )
     except NotReplayable as error:
         return "drifted", str(error)
+    except RunDeleted:
+        return "gone", None
     except (Corrupt, ValueError) as error:
-        return ("damaged", str(error)) if await store.get(record.run_id) else ("pinned", None)
+        return "damaged", str(error)
     ended = record.status in ENDED
     if replayed.other_version and ended:
         return "pinned", None
@@ -147,4 +152,4 @@ async def read(address: str, wanted: str) -> tuple[RunRecord, list[dict[str, Any
     """Return a run and its journal, exported."""
     async with reading(address) as store:
         record = await find(store, wanted)
-        return record, export(await read_journal(store, record.run_id))
+        return record, export(await read_journal(store, record.run_id, last=record.last_seq))

@@ -16,13 +16,13 @@ from durable_endpoints.engine.conflicts import Conflicts
 from durable_endpoints.engine.keys import Keys
 from durable_endpoints.engine.log import Log, leave
 from durable_endpoints.engine.observing import Observer
-from durable_endpoints.engine.reader import read_journal, restore
+from durable_endpoints.engine.reader import stored_run
 from durable_endpoints.engine.remote import Remote
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import install_task_factory
 from durable_endpoints.engine.wait import LISTED, Receipt, Signal, encode_data
 from durable_endpoints.engine.waking import Waking
-from durable_endpoints.errors import Corrupt, Overloaded, RunDeleted, RunNotFound, StoreFailed
+from durable_endpoints.errors import Overloaded, RunNotFound, StoreFailed
 from durable_endpoints.failures import plain
 from durable_endpoints.ids import RUN_ID, new_run_id
 from durable_endpoints.journal import Journal
@@ -235,32 +235,21 @@ class Engine:
         return None
 
     async def _load(self, run_id: str, principal: str | None) -> LiveRun:
-        while True:
+        run = None
+        while run is None:
             self._loads[run_id] = False  # true once it has changed hands meanwhile
-            record = await self.store.get(run_id)
-            if record is None:
-                if await self.store.was_deleted(run_id, principal):
-                    raise RunDeleted(run_id)
-                raise RunNotFound(run_id)
-            run = LiveRun(self.log, record, opening=False)
             try:
-                entries = await read_journal(self.store, run_id)
-                if len(entries) > record.last_seq + 1:  # a commit has come in between?
-                    later = await self.store.get(run_id)
-                    if later is None or later.last_seq != record.last_seq:
-                        entries = entries[: record.last_seq + 1]
-                restore(run, entries)
-            except Corrupt as error:
-                run.error = str(error)
-                run.fenced, run.damaged = f"damaged: {error}", True
-            if not self._loads.pop(run_id, True):
-                break
+                run = await stored_run(self.store, self.log, run_id, principal)
+            finally:
+                changed = self._loads.pop(run_id, True)
+            if changed:
+                run = None
         known = self._known(run_id)
         if known is not None:  # somebody was faster
             return known
-        if record.status not in TERMINAL and run.fenced is None:
+        if run.record.status not in TERMINAL and run.fenced is None:
             self._keep_idle(run)
-        if record.status == "completed":
+        if run.record.status == "completed":
             run.body_end_seq = max(run.body_end_seq, 0)
         return run
 

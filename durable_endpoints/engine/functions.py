@@ -59,7 +59,7 @@ class Run:
     async def result(self) -> Any:
         """Wait for the end and return what the function returned, as JSON brings it back.
 
-        Raises: RunFailed, RunCancelled; Fenced if the run goes on in another process.
+        Raises: RunFailed, RunCancelled, RunDeleted; Fenced if the run goes on in another process.
         """
         run = self._run
         while not run.ended:
@@ -70,12 +70,17 @@ class Run:
             raise RunCancelled(run.id)
         if run.record.status != "completed":
             raise RunFailed(f"run {run.id} {run.record.status}: {run.record.error}")
-        last = (await read_journal(self._engine.store, run.id, seq=run.durable_seq))[-1]
+        end = run.durable_seq
+        last = (await read_journal(self._engine.store, run.id, seq=end, last=end))[-1]
         return orjson.loads(last.payload) if last.payload else None
 
     async def journal(self) -> list[Entry]:
-        """Return the run's journal, as far as it is durable."""
-        return await read_journal(self._engine.store, self._run.id)
+        """Return the run's journal, as far as it is durable.
+
+        Raises: RunDeleted.
+        """
+        run = self._run
+        return await read_journal(self._engine.store, run.id, last=run.durable_seq)
 
     async def signal(self, name: str, data: Any = None, *, signal_id: str | None = None) -> None:
         """Give the run a signal; returns when that is durable. See `Engine.signal`."""

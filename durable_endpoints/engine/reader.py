@@ -8,9 +8,10 @@ from zlib import crc32
 import orjson
 
 from durable_endpoints.engine.life import expire
+from durable_endpoints.engine.log import Log
 from durable_endpoints.engine.recent import Event
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Corrupt, DurableError, Fenced, RunDeleted
+from durable_endpoints.errors import Corrupt, DurableError, Fenced, RunDeleted, RunNotFound
 from durable_endpoints.frames import unpack
 from durable_endpoints.limits import READ_BYTES_MAX
 from durable_endpoints.records import EVENT_KINDS, Entry, Kind
@@ -40,16 +41,10 @@ class Reader:
         if events is None:
             events = await stored_events(self._store, run, self.offset)
             if not events or events[-1].offset != self.offset + len(events) - 1:
-                raise await self._loss()
+                raise await lost(self._store, run.id, f"events from {self.offset} on are missing")
         if events:
             self.offset = events[-1].offset + 1
         return events
-
-    async def _loss(self) -> DurableError:
-        """Return why the store lacks events from the cursor on."""
-        if await self._store.get(self.run.id) is None:
-            return RunDeleted(self.run.id)
-        return Corrupt(f"run {self.run.id}: events from {self.offset} on are missing")
 
     @property
     def at_end(self) -> bool:
@@ -149,10 +144,18 @@ async def _is_behind(store: Store, run: LiveRun, offset: int) -> bool:
     return True
 
 
-async def read_journal(store: Store, run_id: str, *, seq: int = 0) -> list[Entry]:
-    """Return all durable entries from `seq` on.
+async def lost(store: Store, run_id: str, what: str) -> DurableError:
+    """Return why the store lacks what it had: the run was deleted meanwhile, or is damaged."""
+    if await store.get(run_id) is None:
+        return RunDeleted(run_id)
+    return Corrupt(f"run {run_id}: {what}")
 
-    Raises: Corrupt if a frame is damaged or missing (I20).
+
+async def read_journal(store: Store, run_id: str, *, seq: int = 0, last: int = -1) -> list[Entry]:
+    """Return all durable entries from `seq` on; entry `last` is known to be one of the journal's.
+
+    Raises: RunDeleted if the run went before it was read up to `last`; Corrupt if a frame is
+    damaged or missing (I20).
     """
     entries: list[Entry] = []
     expected = seq
@@ -160,6 +163,8 @@ async def read_journal(store: Store, run_id: str, *, seq: int = 0) -> list[Entry
     while True:
         frames = await store.read(run_id, seq=expected, limit_bytes=READ_BYTES_MAX)
         if not frames:
+            if expected <= last:  # never a part as if it were the whole
+                raise await lost(store, run_id, f"entries from {expected} on are missing")
             return entries
         for frame in frames:
             part = unpack(frame.data, frame.first_seq)
@@ -214,3 +219,29 @@ def restore(run: LiveRun, entries: list[Entry]) -> None:
     if offset != run.offset:
         raise Corrupt(f"run {run.id}: its row counts {run.offset} events, its journal {offset}")
     run.rehash(crc)
+
+
+async def stored_run(store: Store, log: Log, run_id: str, principal: str | None) -> LiveRun | None:
+    """Return a run as the store has it; None if it was deleted while it was read.
+
+    Raises: RunNotFound; RunDeleted if it was, and was the principal's.
+    """
+    record = await store.get(run_id)
+    if record is None:
+        if await store.was_deleted(run_id, principal):
+            raise RunDeleted(run_id)
+        raise RunNotFound(run_id)
+    run = LiveRun(log, record, opening=False)
+    try:
+        entries = await read_journal(store, run_id, last=record.last_seq)
+        if len(entries) > record.last_seq + 1:  # a commit has come in between?
+            later = await store.get(run_id)
+            if later is None or later.last_seq != record.last_seq:
+                entries = entries[: record.last_seq + 1]
+        restore(run, entries)
+    except RunDeleted:
+        return None
+    except Corrupt as error:
+        run.error = str(error)
+        run.fenced, run.damaged = f"damaged: {error}", True
+    return run

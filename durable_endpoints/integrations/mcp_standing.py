@@ -105,10 +105,11 @@ async def outstanding(engine: Engine, run: LiveRun) -> dict[str, Question]:
 async def _outcome(engine: Engine, run: LiveRun) -> dict[str, Any]:
     """Return what an ended run came to: `result` or `error`."""
     if run.record.status == "completed":
-        last = (await read_journal(engine.store, run.id, seq=run.record.last_seq))[-1]
+        end = run.record.last_seq
+        last = (await read_journal(engine.store, run.id, seq=end, last=end))[-1]
         outcome: dict[str, Any] = orjson.loads(last.payload)
         return outcome
-    for entry in reversed(await read_journal(engine.store, run.id)):
+    for entry in reversed(await read_journal(engine.store, run.id, last=run.record.last_seq)):
         if _is_step(entry, ENDING):
             ending: dict[str, Any] = orjson.loads(entry.payload)
             return ending

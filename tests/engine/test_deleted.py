@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from durable_endpoints import RunDeleted, durable, emit
-from durable_endpoints.engine.reader import Reader
+from durable_endpoints import RunDeleted, RunNotFound, durable, emit
+from durable_endpoints.engine.functions import Run
+from durable_endpoints.engine.reader import Reader, read_journal
 from durable_endpoints.errors import Corrupt
+from durable_endpoints.ids import new_run_id
 from durable_endpoints.limits import READ_BYTES_MAX
 from durable_endpoints.stores.memory import MemoryStore
+from durable_endpoints.stores.protocol import StoredFrame
 from tests.engine.worlds import World, play, world
 
 PIECE = "x" * 200_000
 PIECES = 4 * READ_BYTES_MAX // len(PIECE)
 
 
-async def read_some(one: World) -> Reader:
-    """Return a reader in the middle of a finished run, of which memory has no more than the end."""
+class Vanishing(MemoryStore):
+    """A store from which somebody else deletes a run behind the first look at its journal."""
+
+    doomed: str | None = None
+
+    async def read(self, run_id: str, **where: Any) -> list[StoredFrame]:
+        """See `Store.read`."""
+        frames = await super().read(run_id, **where)
+        if run_id == self.doomed:
+            await self.delete(run_id)
+        return frames
+
+
+async def speak(one: World) -> Run:
+    """Return a finished run whose journal takes several reads of the store."""
 
     @durable
     async def speaks() -> None:
@@ -28,6 +46,13 @@ async def read_some(one: World) -> Reader:
 
     run = await one.start(speaks)
     await run.result()
+    return run
+
+
+async def read_some(one: World) -> Reader:
+    """Return a reader in the middle of a finished run, of which memory has no more than the end."""
+
+    run = await speak(one)
     reader = Reader(one.store, await one.engine.observe(run.id))
     while reader.offset == 0:
         assert await reader.read()
@@ -60,3 +85,76 @@ def test_i20_a_reader_of_a_run_that_has_lost_a_frame_is_not_told_an_end() -> Non
                     continue
 
     asyncio.run(main())
+
+
+def doom(scenario: Callable[[World, Run], Awaitable[None]]) -> None:
+    """Play a scenario with a finished run that is deleted as soon as its journal is looked at."""
+
+    async def main() -> None:
+        store = Vanishing()
+        async with world(store) as one:
+            run = await speak(one)
+            while run.id in one.engine.runs:
+                await one.idle()
+            store.doomed = run.id
+            await scenario(one, run)
+
+    asyncio.run(main())
+
+
+def test_i20_a_run_that_is_deleted_while_it_is_looked_for_is_not_taken_for_damaged() -> None:
+    async def scenario(one: World, run: Run) -> None:
+        with pytest.raises(RunDeleted):
+            await one.engine.observe(run.id)
+
+    doom(scenario)
+
+
+def test_i18_who_looks_for_anothers_run_is_not_told_that_it_was_deleted_meanwhile() -> None:
+    async def scenario(one: World, run: Run) -> None:
+        with pytest.raises(RunNotFound) as told:
+            await one.engine.observe(run.id, "somebody else")
+        assert type(told.value) is RunNotFound
+
+    doom(scenario)
+
+
+def test_i5_a_journal_of_which_the_rest_was_deleted_is_not_read_as_a_whole() -> None:
+    async def scenario(one: World, run: Run) -> None:
+        with pytest.raises(RunDeleted):
+            await run.journal()
+
+    doom(scenario)
+
+
+def test_the_result_of_a_run_that_was_deleted_says_so() -> None:
+    async def scenario(one: World, run: Run) -> None:
+        assert await run.result() is None
+        with pytest.raises(RunDeleted):
+            await run.result()
+
+    doom(scenario)
+
+
+def test_i20_a_journal_that_lacks_its_end_is_damaged() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with world(store) as one:
+            run = await speak(one)
+            record = await store.get(run.id)
+            assert record is not None
+            store._frames[run.id].pop()
+            with pytest.raises(Corrupt, match=f"entries from {record.last_seq} on are missing"):
+                await read_journal(store, run.id, last=record.last_seq)
+
+    asyncio.run(main())
+
+
+def test_looks_for_runs_that_nobody_has_leave_nothing_in_memory() -> None:
+    async def scenario(one: World) -> None:
+        for number in range(100):
+            with pytest.raises(RunNotFound):
+                await one.engine.observe(new_run_id(number))
+        assert not one.engine._loads
+
+    play(scenario)
