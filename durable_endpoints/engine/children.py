@@ -12,7 +12,7 @@ from durable_endpoints.engine.decisions import Wanted, durably
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE, Scope
 from durable_endpoints.engine.steps import claim, settle
-from durable_endpoints.errors import NotDurable, RunCancelled, RunFailed
+from durable_endpoints.errors import NotDurable, RunCancelled, RunDeleted, RunFailed
 from durable_endpoints.ids import new_run_id
 from durable_endpoints.records import Kind
 
@@ -32,7 +32,7 @@ class Child:
     async def result(self) -> Any:
         """Wait for the child's end, however long, and return what it returned.
 
-        Raises: RunFailed, RunCancelled.
+        Raises: RunFailed, RunCancelled; RunDeleted if it was deleted before anybody waited for it.
         """
         scope = SCOPE.get()
         if scope is None or scope.inert:
@@ -42,6 +42,8 @@ class Child:
         outcome = orjson.loads(payload)
         if outcome["status"] == "cancelled":
             raise RunCancelled(self.id)
+        if outcome["status"] == "deleted":
+            raise RunDeleted(self.id)
         if outcome["status"] != "completed":
             raise RunFailed(f"run {self.id} {outcome['status']}: {outcome['error']}")
         return outcome["result"]

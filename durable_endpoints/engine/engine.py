@@ -306,6 +306,8 @@ class Engine:
             self.forget(run)
             self.idle.pop(run.id, None)
             await self.store.delete(run.id)
+            if run.record.status == "dead":  # its parent has waited for somebody to retry it
+                self.waking.child_ended(run)
         return ended
 
     async def list(self, query: Query) -> list[RunRecord]:

@@ -17,7 +17,14 @@ from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.wait import Receipt, Signal
 from durable_endpoints.engine.waits import Waits
-from durable_endpoints.errors import Fenced, NotDurable, Overloaded, RunEnded, RunNotFound
+from durable_endpoints.errors import (
+    Fenced,
+    NotDurable,
+    Overloaded,
+    RunDeleted,
+    RunEnded,
+    RunNotFound,
+)
 from durable_endpoints.limits import DUE_INTERVAL_S, LIST_ROWS_MAX, RECOVERIES_PARALLEL_MAX, WAKE_S
 from durable_endpoints.quotas import Quotas
 from durable_endpoints.records import RunRecord
@@ -105,7 +112,7 @@ class Waking:
     async def _tell(self, parent: LiveRun, child_id: str) -> None:
         """Tell a parent, which is held meanwhile, how its child ended."""
         try:
-            outcome = await self.outcome_of(child_id)
+            outcome = await self._outcome_of(parent, child_id)
             if outcome is None:
                 return
             if parent.resting:
@@ -128,13 +135,19 @@ class Waking:
         if self._held[run_id] <= 0:
             del self._held[run_id]
 
-    async def outcome_of(self, run_id: str) -> dict[str, Any] | None:
-        """Return how a run ended: `status`, `error`, `result`; None while it has not."""
+    async def _outcome_of(self, parent: LiveRun, run_id: str) -> dict[str, Any] | None:
+        """Return how a child ended: `status`, `error`, `result`; None while it has not."""
         store = self._engine.store
         record = await store.get(run_id)
+        if record is None and await store.was_deleted(run_id, parent.record.principal):
+            return {"status": "deleted", "error": None, "result": None}
         if record is None or record.status not in TERMINAL:
             return None
-        last = (await read_journal(store, run_id, seq=record.last_seq))[-1]
+        end = record.last_seq
+        try:
+            last = (await read_journal(store, run_id, seq=end, last=end))[-1]
+        except RunDeleted:
+            return await self._outcome_of(parent, run_id)
         result = None
         if record.status == "completed" and last.payload:
             result = orjson.loads(last.payload)

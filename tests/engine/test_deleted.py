@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from durable_endpoints import RunDeleted, RunNotFound, durable, emit
+from durable_endpoints import (
+    Retry,
+    RunDeleted,
+    RunNotFound,
+    current_run,
+    durable,
+    emit,
+    step,
+    wait_for_signal,
+)
+from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.functions import Run
 from durable_endpoints.engine.reader import Reader, read_journal
 from durable_endpoints.errors import Corrupt
 from durable_endpoints.ids import new_run_id
-from durable_endpoints.limits import READ_BYTES_MAX
+from durable_endpoints.limits import CHILD_RECHECK_S, READ_BYTES_MAX
 from durable_endpoints.stores.memory import MemoryStore
-from durable_endpoints.stores.protocol import StoredFrame
+from durable_endpoints.stores.protocol import Query, StoredFrame
+from durable_endpoints.testing import TestClock
 from tests.engine.worlds import World, play, world
 
 PIECE = "x" * 200_000
@@ -156,5 +168,94 @@ def test_looks_for_runs_that_nobody_has_leave_nothing_in_memory() -> None:
             with pytest.raises(RunNotFound):
                 await one.engine.observe(new_run_id(number))
         assert not one.engine._loads
+
+    play(scenario)
+
+
+@durable
+async def succeeds() -> str:
+    return "done"
+
+
+@step(retry=Retry(attempts=1))
+async def fail() -> None:
+    raise ConnectionError("gone")
+
+
+@durable
+async def gives_up() -> None:
+    await fail()
+
+
+@durable
+async def begins(child: str) -> str:
+    run = await current_run().spawn({"succeeds": succeeds, "gives up": gives_up}[child])
+    await wait_for_signal("go on")
+    try:
+        return str(await run)
+    except RunDeleted as error:
+        return f"{error} is gone"
+
+
+async def child_of(one: World, parent: Run) -> str:
+    """Return the id of a run's child, which is at its end."""
+    while True:
+        rows = await one.store.list(Query(("completed", "dead"), parent=parent.id))
+        if rows and rows[0].run_id not in one.engine.runs:
+            return rows[0].run_id
+        await one.idle()
+
+
+async def drop(one: World, run_id: str) -> None:
+    assert await one.engine.delete(await one.engine.observe(run_id))
+
+
+def test_who_waits_for_a_child_that_was_deleted_is_told_so() -> None:
+    async def scenario(one: World) -> None:
+        run = await one.start(begins, "succeeds")
+        child_id = await child_of(one, run)
+        await drop(one, child_id)
+        await run.signal("go on")
+        assert await run.result() == f"{child_id} is gone"
+
+    play(scenario)
+
+
+def test_i16_who_waits_for_a_dead_child_is_told_when_it_is_deleted() -> None:
+    async def scenario(one: World) -> None:
+        run = await one.start(begins, "gives up")
+        child_id = await child_of(one, run)
+        await run.signal("go on")
+        parent = one.engine.runs[run.id]
+        while not any(wait.kind == "child" for wait in parent.waits.open.values()):
+            await one.idle()
+        while one.engine.waking.busy:  # looking whether the child has ended
+            await one.idle()
+        await drop(one, child_id)
+        assert await run.result() == f"{child_id} is gone"
+
+    play(scenario)
+
+
+def test_i16_a_suspended_run_learns_that_its_dead_child_was_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = TestClock()
+    monkeypatch.setattr("tests.engine.worlds.Engine", partial(Engine, clock=clock))
+
+    async def scenario(one: World) -> None:
+        one.engine.waking.suspend_grace_s = 0
+        run = await one.start(begins, "gives up")
+        child_id = await child_of(one, run)
+        await run.signal("go on")
+        while True:
+            record = await one.store.get(run.id)
+            assert record is not None
+            if child_id in (record.waiting or "") and run.id not in one.engine.runs:
+                break
+            await one.idle()
+        await drop(one, child_id)
+        clock.advance(seconds=CHILD_RECHECK_S)
+        assert await (await one.ended_for_good(run.id)).result() == f"{child_id} is gone"
 
     play(scenario)
