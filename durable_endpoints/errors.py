@@ -160,6 +160,10 @@ class RunEnded(DurableError):
         return f"run {self.run_id} is {self.status}: it takes no signals"
 
 
+class StreamAborted(DurableError):
+    """The connection is cut so that its reader comes back: the run is not at its end here."""
+
+
 class StreamInterrupted(DurableError):
     """A crash cut a stream step after part of it had been shown; `recorded` is that part."""
 

@@ -18,7 +18,7 @@ from uvicorn.supervisors import ChangeReload
 
 from durable_endpoints.asgi.drain import drain_all
 from durable_endpoints.asgi.middleware import DurableMiddleware
-from durable_endpoints.asgi.tail import StreamAborted
+from durable_endpoints.errors import StreamAborted
 from durable_endpoints.limits import DRAIN_S
 
 logger = logging.getLogger("uvicorn.error")

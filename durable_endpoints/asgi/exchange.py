@@ -13,7 +13,7 @@ from durable_endpoints.asgi.opening import Attached, Opening
 from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.replies import send_accepted, send_whole
 from durable_endpoints.asgi.request import header
-from durable_endpoints.asgi.tail import StreamAborted, Tail, own_headers
+from durable_endpoints.asgi.tail import Tail, own_headers
 from durable_endpoints.engine.endings import conclude
 from durable_endpoints.engine.endpoints import ADMISSION, EndpointSpec
 from durable_endpoints.engine.life import Life
@@ -21,7 +21,7 @@ from durable_endpoints.engine.outcomes import is_cancellation
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import SCOPE
 from durable_endpoints.engine.scope import Scope as RunScope
-from durable_endpoints.errors import ControlSignal, DurableError, Fenced, StoreError
+from durable_endpoints.errors import ControlSignal, DurableError, Fenced, StoreError, StreamAborted
 from durable_endpoints.limits import BODY_BYTES_MAX
 from durable_endpoints.stores.protocol import PATIENCE_S
 

@@ -20,11 +20,11 @@ from durable_endpoints.asgi.edge import node_risk, run_risk
 from durable_endpoints.asgi.fields import entry_fields, json, run_fields
 from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
-from durable_endpoints.asgi.tail import StreamAborted, Tail
+from durable_endpoints.asgi.tail import Tail
 from durable_endpoints.console import Door
 from durable_endpoints.engine.reader import read_journal
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import Corrupt, DurableError, Fenced, StoreAway
+from durable_endpoints.errors import Corrupt, DurableError, Fenced, StoreAway, StreamAborted
 from durable_endpoints.labels import asked as labels_asked
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
 from durable_endpoints.states import TRANSITIONS

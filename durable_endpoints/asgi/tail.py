@@ -17,7 +17,7 @@ from durable_endpoints.asgi.sse import HEARTBEAT, control, with_id, wrap
 from durable_endpoints.engine.reader import Reader
 from durable_endpoints.engine.recent import Event
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import DurableError, Fenced, RunDeleted, StoreAway
+from durable_endpoints.errors import Fenced, RunDeleted, StoreAway, StreamAborted
 from durable_endpoints.limits import HEARTBEAT_S, SEND_STALL_S, WRITE_BYTES_MAX
 from durable_endpoints.records import Kind
 
@@ -36,10 +36,6 @@ _HEAD, _CHUNK = Kind.HEAD, Kind.CHUNK
 _LINK: Final = re.compile(r"(/approvals/.{8})[^/\s?]+")
 _LINGER_S: Final = 0.05
 _DROPPED: Final = frozenset({b"content-length", b"connection", b"keep-alive"})
-
-
-class StreamAborted(DurableError):
-    """The connection is cut so that its reader comes back: the run is not at its end here."""
 
 
 def own_headers(run_id: str, prefix: str) -> tuple[tuple[bytes, bytes], ...]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from durable_endpoints.console.digest import Digest
+from durable_endpoints.engine.reader import lost
 from durable_endpoints.errors import Corrupt
 from durable_endpoints.frames import unpack
 from durable_endpoints.limits import KIB
@@ -22,14 +23,19 @@ PIECE_BYTES: Final = 128 * KIB
 DIGESTS_MAX: Final = 8
 
 
-async def pieces(store: Store, run_id: str, seq: int = 0) -> AsyncIterator[list[Entry]]:
-    """Yield a journal's durable entries from `seq` on, in pieces.
+async def pieces(
+    store: Store, run_id: str, seq: int = 0, *, last: int = -1
+) -> AsyncIterator[list[Entry]]:
+    """Yield a journal's durable entries from `seq` on, in pieces; `last` is known to be there.
 
-    Raises: Corrupt at the first entry that is damaged or missing (I20).
+    Raises: Corrupt at the first entry that is damaged or missing (I20); RunDeleted if the run went
+    before it was read up to `last`.
     """
     while True:
         frames = await store.read(run_id, seq=seq, limit_bytes=PIECE_BYTES)
         if not frames:
+            if seq <= last:
+                raise await lost(store, run_id, f"entries from {seq} on are missing")
             return
         for frame in frames:
             entries = [e for e in unpack(frame.data, frame.first_seq) if e.seq >= seq]

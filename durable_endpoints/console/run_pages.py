@@ -14,7 +14,8 @@ from durable_endpoints.console.actions import BY_NAME, actions_for
 from durable_endpoints.console.auth import Refused
 from durable_endpoints.console.offers import offers
 from durable_endpoints.console.streaming import EVENTS_SHOWN, blocks
-from durable_endpoints.errors import Corrupt
+from durable_endpoints.engine.reader import lost
+from durable_endpoints.errors import Corrupt, RunDeleted, StreamAborted
 from durable_endpoints.llm.usage import usage_fields
 from durable_endpoints.records import Kind
 from durable_endpoints.states import ENDED
@@ -91,9 +92,12 @@ async def request(visit: Visit) -> Response:
     record = await visit.record()
     found = await reading.page(visit.store, record.run_id, 0, 1)
     if not found or found[0].kind != Kind.STARTED:
-        raise Corrupt(f"run {record.run_id}: its journal does not begin with its start")
+        what = "its journal does not begin with its start"
+        raise await lost(visit.store, record.run_id, what)
     meta = orjson.loads(found[0].args)
     first = await reading.events(visit.store, record.run_id, 0, 1)
+    if record.events and not first:
+        raise await lost(visit.store, record.run_id, "its events are missing")
     head = first[0][1] if first and first[0][1].kind == Kind.HEAD else None
     return visit.page(
         "request.html", meta=meta, body=found[0].payload,
@@ -169,9 +173,12 @@ async def _export(visit: Visit, record: RunRecord) -> AsyncIterator[bytes]:
     fields = {name: getattr(record, name) for name in type(record).__slots__}
     yield b'{"run":' + orjson.dumps(fields) + b',"entries":['
     separator = b""
-    async for entries in reading.pieces(visit.store, record.run_id):
-        yield separator + b",\n".join(orjson.dumps(_exported(entry)) for entry in entries)
-        separator = b",\n"
+    try:
+        async for entries in reading.pieces(visit.store, record.run_id, last=record.last_seq):
+            yield separator + b",\n".join(orjson.dumps(_exported(entry)) for entry in entries)
+            separator = b",\n"
+    except (RunDeleted, Corrupt) as reason:
+        raise StreamAborted(f"the journal of run {record.run_id} ends early: {reason}") from None
     yield b"]}\n"
 
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from durable_endpoints import DurableMiddleware, Engine, MemoryStore, durable, emit
-from durable_endpoints.asgi.tail import StreamAborted
+from durable_endpoints.errors import StreamAborted
 from durable_endpoints.stores.protocol import Query
 from durable_endpoints.testing import Decoder
 from tests.crash.held import HeldStore, one, run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -26,25 +25,13 @@ from durable_endpoints.errors import Corrupt
 from durable_endpoints.ids import new_run_id
 from durable_endpoints.limits import CHILD_RECHECK_S, READ_BYTES_MAX
 from durable_endpoints.stores.memory import MemoryStore
-from durable_endpoints.stores.protocol import Query, StoredFrame
+from durable_endpoints.stores.protocol import Query
 from durable_endpoints.testing import TestClock
 from tests.engine.worlds import World, play, world
+from tests.support.vanishing import Vanishing
 
 PIECE = "x" * 200_000
 PIECES = 4 * READ_BYTES_MAX // len(PIECE)
-
-
-class Vanishing(MemoryStore):
-    """A store from which somebody else deletes a run behind the first look at its journal."""
-
-    doomed: str | None = None
-
-    async def read(self, run_id: str, **where: Any) -> list[StoredFrame]:
-        """See `Store.read`."""
-        frames = await super().read(run_id, **where)
-        if run_id == self.doomed:
-            await self.delete(run_id)
-        return frames
 
 
 async def speak(one: World) -> Run:

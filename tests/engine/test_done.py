@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from durable_endpoints import DurableMiddleware, durable
-from durable_endpoints.asgi.tail import StreamAborted
+from durable_endpoints.errors import StreamAborted
 from durable_endpoints.records import Frame
 from durable_endpoints.stores.memory import MemoryStore
 from tests.engine.worlds import PATIENCE_S

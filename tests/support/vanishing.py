@@ -1,0 +1,21 @@
+"""A store from which a run goes between two looks at its journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from durable_endpoints.stores.memory import MemoryStore
+from durable_endpoints.stores.protocol import StoredFrame
+
+
+class Vanishing(MemoryStore):
+    """Somebody else deletes a run as soon as its journal has been looked at."""
+
+    doomed: str | None = None
+
+    async def read(self, run_id: str, **where: Any) -> list[StoredFrame]:
+        """See `Store.read`."""
+        frames = await super().read(run_id, **where)
+        if run_id == self.doomed:
+            await self.delete(run_id)
+        return frames
