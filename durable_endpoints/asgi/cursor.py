@@ -39,7 +39,8 @@ def parse(text: str | None) -> Cursor | None:
 async def resolve(store: Store, run: LiveRun, text: str | None, *, rewinds: bool) -> int:
     """Return the offset of the first event to send.
 
-    Raises: Problem 400 for a cursor that is none, 409 for one that the journal does not bear out.
+    Raises: Problem 400 for a cursor that is none, 409 for one that the journal does not bear out;
+    RunDeleted, Corrupt.
     """
     if text is None or not text.strip():
         return 0
@@ -84,8 +85,6 @@ async def _find_own(store: Store, run: LiveRun, text: str) -> int:
     offset, found = 0, None
     while offset < run.durable_offset:
         events = await stored_events(store, run, offset)
-        if not events:
-            break
         for event in events:
             if event.kind == Kind.CHUNK and own_id(event.payload) == text:
                 found = event.offset

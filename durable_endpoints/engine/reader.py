@@ -40,8 +40,6 @@ class Reader:
         events = run.recent_from(self.offset)
         if events is None:
             events = await stored_events(self._store, run, self.offset)
-            if not events or events[-1].offset != self.offset + len(events) - 1:
-                raise await lost(self._store, run.id, f"events from {self.offset} on are missing")
         if events:
             self.offset = events[-1].offset + 1
         return events
@@ -103,11 +101,17 @@ def events_of(frame: StoredFrame, *, until: int) -> list[Event]:
 
 
 async def stored_events(store: Store, run: LiveRun, offset: int) -> list[Event]:
-    """Return durable events from `offset` on, up to a read's limit."""
+    """Return durable events from `offset` on, at least one, up to a read's limit.
+
+    Raises: RunDeleted, Corrupt if the store no longer has what it had (I5).
+    """
     found: list[Event] = []
     for frame in await store.read(run.id, offset=offset, limit_bytes=READ_BYTES_MAX):
         found += events_of(frame, until=run.durable_offset)
-    return [event for event in found if event.offset >= offset]
+    events = [event for event in found if event.offset >= offset]
+    if not events or events[-1].offset != offset + len(events) - 1:
+        raise await lost(store, run.id, f"events from {offset} on are missing")
+    return events
 
 
 # The answer to a commit that is done comes soon, or this is not the node to wait at.
@@ -117,7 +121,7 @@ _BEHIND_S: Final = 5.0
 async def event_at(store: Store, run: LiveRun, offset: int) -> Event | None:
     """Return one durable event; None if there is none at this offset.
 
-    Raises: Fenced if it is durable by another process's work.
+    Raises: Fenced if it is durable by another process's work; RunDeleted, Corrupt.
     """
     if offset < 0 or (offset >= run.durable_offset and not await _is_behind(store, run, offset)):
         return None

@@ -32,8 +32,8 @@ async def bulk() -> StreamingResponse:
 
 
 @asynccontextmanager
-async def looked_at() -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
-    """Give a client and a finished run, which is deleted as soon as its journal is looked at."""
+async def looked_at(*, found: bool = False) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+    """Give a client and a finished run, which is deleted when it is looked for, or was `found`."""
     store = Vanishing()
     app = FastAPI()
     app.post("/bulk")(bulk)
@@ -45,7 +45,10 @@ async def looked_at() -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
         answer = await http.post("/bulk")
         assert len(answer.content) == PIECES * len(PIECE)
         run_id = answer.headers["durable-run-id"]
-        assert (await store.get(run_id)) is not None
+        before = store.looks
+        assert (await http.get(f"/_durable/runs/{run_id}")).status_code == 200
+        if found:
+            store.spared = store.looks + (store.looks - before) - 1
         store.doomed = run_id
         yield http, run_id
 
@@ -69,5 +72,15 @@ def test_i5_a_download_of_a_part_does_not_end_as_a_whole() -> None:
         async with looked_at() as (http, run_id):
             with pytest.raises(StreamAborted):
                 await http.get(f"/_durable/console/runs/{run_id}/journal.json")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("cursor", ["7", "an-id-of-the-app"])
+def test_a_cursor_is_not_blamed_for_it(cursor: str) -> None:
+    async def main() -> None:
+        async with looked_at(found=True) as (http, run_id):
+            answer = await http.get(f"/_durable/runs/{run_id}/stream", params={"after": cursor})
+            assert answer.status_code == 410, answer.text
 
     asyncio.run(main())
