@@ -20,7 +20,7 @@ import orjson
 from durable_endpoints.engine.decisions import Wanted, durably
 from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.scope import Scope
-from durable_endpoints.errors import Fenced, Overloaded
+from durable_endpoints.errors import Fenced, Overloaded, RunNotFound
 from durable_endpoints.records import RunRecord
 from durable_endpoints.stores.protocol import Query
 
@@ -88,7 +88,10 @@ class Conflicts:
 
     async def replace(self, run_id: str, principal: str | None) -> None:
         """Cancel the run that holds a key; returns when it is at its end."""
-        run = await self._engine.observe(run_id, principal)
+        try:
+            run = await self._engine.observe(run_id, principal)
+        except RunNotFound:  # it has ended, and was deleted
+            return
         await self._engine.cancel(run)
         while not run.ended and run.gone is None:
             await run.progress()

@@ -149,6 +149,14 @@ def test_i20_a_journal_that_lacks_its_end_is_damaged() -> None:
     asyncio.run(main())
 
 
+def test_a_run_that_is_gone_already_needs_no_replacing() -> None:
+    async def scenario(one: World, run: Run) -> None:
+        await one.engine.conflicts.replace(run.id, None)
+        assert await one.store.get(run.id) is None
+
+    doom(scenario)
+
+
 def test_looks_for_runs_that_nobody_has_leave_nothing_in_memory() -> None:
     async def scenario(one: World) -> None:
         for number in range(100):
