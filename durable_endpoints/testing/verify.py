@@ -7,7 +7,7 @@ the same bytes), I4 (dense offsets, the same for everybody), I7 (an id that was 
 key makes one run), I8 (nothing lost before something kept), I15 (one end).
 
 With `--serve COMMAND` the server is started here, killed with SIGKILL at random moments and started
-again. With `--kill-pid-file` the process whose id is in that file is killed; whoever supervises it
+again; its lives get longer while no run ends in one. With `--kill-pid-file` the process whose id is in that file is killed; whoever supervises it
 has to start it again and to write the new id.
 """
 
@@ -33,6 +33,7 @@ from durable_endpoints.testing.transcript import Transcript, Violation, compare
 
 EXIT_VIOLATED: Final = 1
 EXIT_UNREACHED: Final = 2
+_LONGER: Final = 1.5  # the next life, if no run has ended in the last one
 _STANDSTILL: Final = frozenset({"completed", "failed", "cancelled", "dead", "diverged"})
 
 
@@ -149,9 +150,12 @@ class Verifier:
         return self.findings.unreached is None
 
     async def _kill(self) -> None:
-        plan = self._plan
+        plan, ended, every_s = self._plan, 0, self._plan.kill_every_s
         while self._served is not None or plan.kill_pid_file is not None:
-            await asyncio.sleep(plan.kill_every_s * self._chance.uniform(0.2, 1.8))
+            await asyncio.sleep(every_s * self._chance.uniform(0.2, 1.8))
+            # A step that takes longer than every life would never be done.
+            every_s = plan.kill_every_s if self.findings.runs > ended else every_s * _LONGER
+            ended = self.findings.runs
             if self._served is not None:
                 self._served.kill()
                 self.findings.kills += 1
@@ -292,7 +296,12 @@ def _plan(arguments: list[str] | None) -> tuple[Plan, bool]:
         "--serve", metavar="COMMAND", help="start the server by this, kill it, start it again"
     )
     parser.add_argument("--kill-pid-file", type=Path, help="kill the process that it names")
-    parser.add_argument("--kill-every", type=float, default=3.0, help="seconds between kills")
+    parser.add_argument(
+        "--kill-every",
+        type=float,
+        default=3.0,
+        help="seconds between kills; longer while no run ends",
+    )
     parser.add_argument("--quiet", action="store_true", help="print the findings only")
     given = parser.parse_args(arguments)
     headers = dict(_header(text) for text in given.header)

@@ -92,6 +92,19 @@ def test_a_server_that_it_starts_and_kills_itself(tmp_path: Path) -> None:
         httpx.get(f"http://127.0.0.1:{port}/")
 
 
+def test_a_server_whose_work_takes_longer_than_its_first_lives(tmp_path: Path) -> None:
+    """Two seconds at a stretch, and a kill after a quarter of that: nothing would ever end."""
+    port = free_port()
+    serve = f"{sys.executable} -m uvicorn tests.apps.crashy:app --port {port} --log-level warning"
+    done = verify(
+        f"http://127.0.0.1:{port}", "--path", "/tokens/restart?n=40&ms=50", "--runs", "2",
+        "--seed", "3", "--kill-every", "0.5", "--timeout", "90", "--serve", serve, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 runs {'completed': 2}" in done.stdout
+    assert ", 0 kills" not in done.stdout
+
+
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     serve = f"{sys.executable} -c 'raise SystemExit(\"no such app\")'"
