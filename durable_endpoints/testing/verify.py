@@ -7,8 +7,8 @@ the same bytes), I4 (dense offsets, the same for everybody), I7 (an id that was 
 key makes one run), I8 (nothing lost before something kept), I15 (one end).
 
 With `--serve COMMAND` the server is started here, killed with SIGKILL at random moments and started
-again; its lives get longer while no run ends. With `--kill-pid-file` the process whose id is in that
-file is killed; whoever supervises it has to start it again and to write the new id.
+again; its lives get longer while no run ends. With `--kill-pid-file` the process whose id is in
+that file is killed; whoever supervises it has to start it again and to write the new id.
 """
 
 from __future__ import annotations
