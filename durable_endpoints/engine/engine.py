@@ -359,15 +359,16 @@ class Engine:
             )
             signal.cancel()
             working = {task for task in working if not task.done()}
-        left = [run for run in self.runs.values() if run.record.status not in TERMINAL]
         await self.log.flush()
-        for run in [*left, *self.idle.values()]:
-            run.fence("the server is being stopped")
+        left = [run for run in self.runs.values() if run.record.status not in TERMINAL]
+        for run in [*left, *self.idle.values()]:  # others may have seen what these appended (I8)
+            run.fence("the server is being stopped", keep=True)
             if self.observer is not None:
                 self.observer.left(run)
         tasks = [run.task for run in left if run.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=DRAIN_S)
+        await self.log.flush()
         if self.log.failed is None and left:
             await self.store.release([run.id for run in left])
             logger.info("left %d runs to the next process", len(left))

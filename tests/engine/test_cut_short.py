@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from durable_endpoints import DurableMiddleware, Engine, durable, effect, step, wait_for_signal
-from durable_endpoints.records import Frame
+from durable_endpoints.records import Frame, Kind
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import WaitQuery
 from tests.engine.worlds import PATIENCE_S, World, play, world
@@ -240,5 +240,52 @@ def test_i8_what_others_have_seen_stays_of_a_run_whose_end_is_cut_short(begin: B
                     await asyncio.sleep(0.001)
             assert (await one.ended_for_good(cut.id)).status == "failed"
             assert made == ["it"]
+
+    asyncio.run(main())
+
+
+class Busy(MemoryStore):
+    """Whatever waits for it does its next step so many turns before the end of each commit."""
+
+    def __init__(self, early: int) -> None:
+        super().__init__()
+        self.early, self.commits = early, 0
+        self.next = asyncio.Event()
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        for left in range(20, 0, -1):
+            await asyncio.sleep(0)
+            if left == self.early:
+                self.next.set()
+        self.commits += 1
+        return await super().append(batch)
+
+
+@pytest.mark.parametrize("early", range(1, 9))
+def test_i8_what_a_run_did_while_its_server_was_drained_is_not_lost(early: int) -> None:
+    """A run that is taken up meanwhile may have seen it, and its own commit comes later."""
+    store, done = Busy(early), 0
+
+    @durable
+    async def works() -> None:
+        nonlocal done
+        while True:
+            await step.run(f"step {done}", lambda: done)
+            done += 1
+            await store.next.wait()
+            store.next.clear()
+
+    async def main() -> None:
+        one = World(store)
+        await one.boot()
+        run = await one.start(works)
+        async with asyncio.timeout(PATIENCE_S):
+            while store.commits < 5:
+                await asyncio.sleep(0)
+            await one.engine.drain(0)
+        kept = [entry for entry in await one.entries(run.id) if entry.kind == Kind.STEP]
+        assert len(kept) == done
+        await one.engine.close()
+        assert not one.failures
 
     asyncio.run(main())
