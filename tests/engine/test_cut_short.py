@@ -270,7 +270,7 @@ def test_i8_what_a_run_did_while_its_server_was_drained_is_not_lost(early: int) 
     async def works() -> None:
         nonlocal done
         while True:
-            await step.run(f"step {done}", lambda: done)
+            await step.run(f"step {done}", dict)
             done += 1
             await store.next.wait()
             store.next.clear()
