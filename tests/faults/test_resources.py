@@ -141,3 +141,17 @@ def test_nothing_wrong_is_said_where_descriptors_or_memory_run_out(tmp_path: Pat
     assert not wrong(report), str(report)
     assert len(report.missed) < len(lives) / 2, report.missed
     assert report.interrupted > len(lives), str(report)
+
+
+def test_only_what_a_handler_without_memory_says_is_let_pass() -> None:
+    said = "/chat is failed: step tell: MemoryError"
+    untold = Violation("I10", "run", f"its answer was void, {UNTOLD}")
+    let_pass = [Violation("I16", "run", said), untold]
+    told = [
+        Violation("I16", "run", "/chat is failed: step tell: OSError"),
+        Violation("I16", "run", "/chat is stuck, MemoryError or not"),
+        Violation("I1", "run", said),
+    ]
+    report = Report(7)
+    report.violations += [*let_pass, *told]
+    assert wrong(report) == [str(found) for found in told]
