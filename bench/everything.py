@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 
 from bench import (
     console,
@@ -17,6 +18,7 @@ from bench import (
     scale,
     suspended,
 )
+from bench.load import BadAnswer
 
 
 def main() -> None:
@@ -34,21 +36,21 @@ def main() -> None:
     if not delays:
         print("no C compiler (cc): the slow disk is left out")
     slow = ["--slow-fdatasync-ms", delays]
-    overhead.main([*common, *peers, *slow])
-    recovery.main([*common, *peers])
-    missed = []
-    for part in (scale, llm, console, suspended, instructions):
-        try:
-            part.main(common)
-        except SystemExit as said:  # a figure that breaks a promise: the other parts go on
-            missed.append(f"{part.__name__}: {said}")
+    parts = [(overhead, [*common, *peers, *slow]), (recovery, [*common, *peers])]
+    parts += [(part, common) for part in (scale, llm, console, suspended, instructions)]
     if peers:
         try:
             postgres.programs()
         except FileNotFoundError as error:
             print(f"nodes are left out: {error}")
         else:
-            nodes.main(common)
+            parts.append((nodes, common))
+    missed = []
+    for part, words in parts:
+        try:
+            part.main(words)
+        except (SystemExit, BadAnswer, OSError, RuntimeError, subprocess.SubprocessError) as said:
+            missed.append(f"{part.__name__}: {said}")  # the other parts go on
     if options.readme:
         report.write_readme()
     if missed:

@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = uvloop.run(measure(rounds, answers, url, directory))
     result = {
         "kind": "llm",
-        "machine": machine.describe(WORK),
+        "machine": machine.describe(WORK, "openai"),
         "settings": {"rounds": rounds, "answers": answers, "tokens": TOKENS, "pace_us": PACE_US},
         "rounds": found,
     }

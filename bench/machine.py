@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import postgres
+
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = (
     "durable-endpoints", "starlette", "uvicorn", "uvloop", "httptools", "sse-starlette",
@@ -20,8 +22,11 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def describe(directory: Path) -> dict[str, Any]:
-    """Return what a reader needs to judge the figures; `directory` is where the databases go."""
+def describe(directory: Path, *packages: str) -> dict[str, Any]:
+    """Return what a reader needs to judge the figures; `directory` is where the databases go.
+
+    `packages`: what else was measured, or took part.
+    """
     return {
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -33,15 +38,17 @@ def describe(directory: Path) -> dict[str, Any]:
         "fdatasync_us": fdatasync_us(directory),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "postgres": postgres.version(),
+        "versions": {name: importlib.metadata.version(name) for name in (*_PACKAGES, *packages)},
     }
 
 
 def commit() -> str:
-    """Return the commit measured, with "+changes" when the package differs from it."""
+    """Return the commit measured, with "+changes" when package or bench differ from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "durable_endpoints") else "")
+        measured = ("durable_endpoints", "bench", ":!bench/results")
+        return head + ("+changes" if _git("status", "--porcelain", "--", *measured) else "")
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"
 

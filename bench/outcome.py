@@ -18,6 +18,28 @@ def add_options(parser: argparse.ArgumentParser, quick: str) -> None:
     parser.add_argument("--out", type=Path, help=f"JSON file to write (default: in {places})")
 
 
+def at_least_once(text: str) -> int:
+    """Return a count that an option names.
+
+    Raises: argparse.ArgumentTypeError below 1.
+    """
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} of them measure nothing: 1 or more")
+    return count
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Add `--only`, for a part that compares contenders."""
+    parser.add_argument("--only", default="", help="contenders, by comma: bare,durable,strict,...")
+
+
+def refuse_part(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Say no where some contenders' figures would take the place of all of them."""
+    if options.only and not options.quick and not options.out:
+        parser.error("--only measures a part: say with --out where its result goes, or --quick")
+
+
 def keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Write a result where it belongs: a quick look never in the place of what took its time."""
     usual = WORK / "quick" if options.quick else RESULTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from bench import machine, outcome, phases, stats
+from bench import machine, outcome, phases, report, stats
 from bench.contenders import OWN, Contender, on_postgres
 from bench.outcome import WORK
+from bench.peers import install
 
+_WORKLOADS = frozenset({"steps", "chat"})
 Rounds = list[dict[str, dict[str, Any]]]
 FIGURES = (
     "p50_us", "p99_us", "cpu_us_per_run", "syncs_per_run", "many_per_s", "many_p99_ms",
@@ -31,12 +34,15 @@ def run_rounds(
     workloads: set[str],
     progress: Progress,
     slow_ms: float | None = None,
+    shim: Path | None = None,
 ) -> Rounds:
-    """Measure every contender once a round, in another order each round."""
+    """Measure every contender once a round, in another order each round.
+
+    `slow_ms`, `shim`: with every sync so much slower, by what `phases.build_shim` made.
+    """
     rounds: Rounds = []
     label = "disk as it is" if slow_ms is None else f"every sync {slow_ms:g} ms slower"
     task = progress.add_task(label, total=count * len(contenders))
-    shim = None if slow_ms is None else phases.build_shim(WORK)
     for number in range(count):
         found: dict[str, dict[str, Any]] = {}
         for contender in random.Random(number).sample(contenders, len(contenders)):
@@ -102,18 +108,35 @@ def _others(rounds: Rounds) -> float:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    outcome.add_options(parser, "2 short rounds")
-    parser.add_argument("--only", default="", help="contenders, by comma: bare,durable,strict,...")
-    parser.add_argument("--workloads", default="steps,chat", help="steps,chat")
     parser.add_argument(
-        "--slow-fdatasync-ms", default="", metavar="MS,...",
+        "--rounds", type=outcome.at_least_once, default=5, help="interleaved rounds (default 5)"
+    )
+    outcome.add_options(parser, "2 short rounds")
+    outcome.add_only(parser)
+    parser.add_argument("--workloads", type=_workloads, default=set(_WORKLOADS), help="steps,chat")
+    parser.add_argument(
+        "--slow-fdatasync-ms", type=_delays, default=[], metavar="MS,...",
         help="also with every fdatasync slowed by so much, e.g. 2,5 (needs cc)",
     )  # fmt: skip
     parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
     parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
     parser.add_argument("--readme", action="store_true", help="write README's tables and chart")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    outcome.refuse_part(parser, options)
+    if options.slow_fdatasync_ms and not shutil.which("cc"):
+        parser.error("--slow-fdatasync-ms needs a C compiler (cc): install one, or leave it out")
+    return options
+
+
+def _workloads(text: str) -> set[str]:
+    found = set(text.split(","))
+    if not found or not found <= _WORKLOADS:
+        raise argparse.ArgumentTypeError(f"{text!r}: choose of {', '.join(sorted(_WORKLOADS))}")
+    return found
+
+
+def _delays(text: str) -> list[float]:
+    return [float(delay_ms) for delay_ms in text.split(",") if delay_ms]
 
 
 def choose(only: str, *, peers: bool, postgres: bool = False) -> list[Contender]:
@@ -125,8 +148,6 @@ def choose(only: str, *, peers: bool, postgres: bool = False) -> list[Contender]
         except FileNotFoundError as error:
             print(f"ours on PostgreSQL is left out: {error}", file=sys.stderr)
     if peers:
-        from bench.peers import install
-
         contenders += install.contenders()
     wanted = {key for key in only.split(",") if key}
     unknown = wanted - {c.key for c in contenders}
@@ -141,34 +162,30 @@ def main(arguments: list[str] | None = None) -> None:
     contenders = choose(options.only, peers=options.peers, postgres=options.postgres)
     count = min(2, options.rounds) if options.quick else options.rounds
     length = phases.QUICK if options.quick else phases.FULL
-    workloads = set(options.workloads.split(","))
+    few = (count + 1) // 2  # short rounds on a slow disk
+    shim = phases.build_shim(WORK) if options.slow_fdatasync_ms else None
     result: dict[str, Any] = {
         "kind": "overhead",
         "machine": machine.describe(WORK),
         "settings": {
             "rounds": count, "steps": phases.STEPS, "tokens": phases.TOKENS,
             "pace_ms": phases.PACE_MS, "clients": phases.CLIENTS, "quick": options.quick,
+            "slow_rounds": few,
         },
         "contenders": {c.key: {"title": c.title, "on_disk": c.on_disk} for c in contenders},
     }  # fmt: skip
     if options.peers:
-        from bench.peers import install
-
-        result["machine"]["peers"] = install.versions()
+        result["machine"]["peers"] = install.versions(contenders)
     columns = (SpinnerColumn(), *Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        rounds = run_rounds(contenders, count, length, workloads, progress)
+        rounds = run_rounds(contenders, count, length, options.workloads, progress)
         result |= {"rounds": rounds, "summary": summarize(contenders, rounds), "slow": {}}
         result["machine"]["others_pct"] = _others(rounds)
-        for delay in (float(ms) for ms in options.slow_fdatasync_ms.split(",") if ms):
-            few = max(1, count // 2)
+        for delay in options.slow_fdatasync_ms:
             slowable = [c for c in contenders if c.slowable]
-            slow = run_rounds(slowable, few, phases.QUICK, {"steps"}, progress, delay)
+            slow = run_rounds(slowable, few, phases.QUICK, {"steps"}, progress, delay, shim)
             result["slow"][f"{delay:g}"] = {"rounds": slow, "summary": summarize(contenders, slow)}
     outcome.keep(options, result)
-
-    from bench import report
-
     report.show(result, Console())
     if options.readme:
         report.write_readme()

@@ -41,6 +41,16 @@ def programs() -> Path:
     return installed[-1].parent
 
 
+def version() -> str | None:
+    """Return the version of the server that would be started; None if there is none."""
+    try:
+        command = [programs() / "postgres", "--version"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip()
+
+
 def _as_user() -> dict[str, Any]:
     """PostgreSQL refuses to run as root: then `nobody` runs it."""
     if os.geteuid() != 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import time
 from collections import Counter
@@ -18,12 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from bench import machine, outcome
+from bench import machine, outcome, report
 from bench.apps import work
 from bench.contenders import Contender
 from bench.load import BadAnswer
 from bench.outcome import WORK
 from bench.overhead import choose
+from bench.peers import install
 from bench.server import Server, call, get
 from bench.stats import spread
 
@@ -150,12 +152,13 @@ def summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.recovery", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=outcome.at_least_once, default=3)
     outcome.add_options(parser, "one round")
-    parser.add_argument("--only", default="", help="contenders, by comma")
+    outcome.add_only(parser)
     parser.add_argument("--postgres", action="store_true", help="also ours on PostgreSQL")
     parser.add_argument("--peers", action="store_true", help="also the peers, and --postgres")
     options = parser.parse_args(arguments)
+    outcome.refuse_part(parser, options)
     chosen = choose(options.only, peers=options.peers, postgres=options.postgres)
     contenders = [c for c in chosen if "jobs" in c.workloads]
     count = 1 if options.quick else options.rounds
@@ -166,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("recovery", total=len(contenders) * (count + 1))
         for number in range(count + 1):
-            for contender in contenders:
+            for contender in random.Random(number).sample(contenders, len(contenders)):
                 progress.update(task, description=f"kill -9: {contender.title}")
                 figures = run(contender, directory, kill=number > 0)
                 if number:
@@ -176,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
                 progress.advance(task)
     result = {
         "kind": "recovery",
-        "machine": machine.describe(WORK),
+        "machine": machine.describe(WORK) | {"peers": install.versions(contenders)},
         "settings": {"jobs": JOBS, "steps": STEPS, "step_ms": STEP_MS, "rounds": count},
         "contenders": {c.key: {"title": c.title, "on_disk": c.on_disk} for c in contenders},
         "no_kill": calm,
@@ -184,8 +187,6 @@ def main(arguments: list[str] | None = None) -> None:
         "summary": {key: summarize(rounds) for key, rounds in found.items()},
     }
     outcome.keep(options, result)
-    from bench import report
-
     report.show(result, Console())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -67,14 +68,17 @@ def overhead_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def by_contender(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
-    """Return a table of medians with a row a contender, for more than fit side by side."""
+    """Return a table with a row a contender, for more than fit side by side.
+
+    The columns that one compares by have least and most in brackets, the others the median only.
+    """
     wanted = [
-        ("1 client, p50 ms", "p50_us", "value", 1e-3),
-        ("µs added a step", "p50_us", "added", 1 / result["settings"]["steps"]),
-        ("32 clients, runs/s", "many_per_s", "value", 1),
-        ("of bare", "many_per_s", "of_bare", 100),
-        ("SSE tokens/s", "tokens_per_s", "value", 1),
-        ("of bare", "tokens_per_s", "of_bare", 100),
+        ("1 client, p50 ms", "p50_us", "value", 1e-3, _cell),
+        ("µs added a step", "p50_us", "added", 1 / result["settings"]["steps"], _median),
+        ("32 clients, runs/s", "many_per_s", "value", 1, _median),
+        ("of bare", "many_per_s", "of_bare", 100, _cell),
+        ("SSE tokens/s", "tokens_per_s", "value", 1, _median),
+        ("of bare", "tokens_per_s", "of_bare", 100, _cell),
     ]
     slow = result.get("slow", {})
     columns = ["", *(name for name, *_ in wanted)]
@@ -82,18 +86,21 @@ def by_contender(result: dict[str, Any]) -> tuple[list[str], list[Row]]:
     rows = []
     for key, contender in result["contenders"].items():
         figures = [
-            _median(result["summary"], key, figure, part, scale, " %" if part == "of_bare" else "")
-            for _, figure, part, scale in wanted
+            cell(
+                result["summary"].get(key, {}).get(figure, {}).get(part), scale,
+                " %" if part == "of_bare" else "",
+            )
+            for _, figure, part, scale, cell in wanted
+        ]  # fmt: skip
+        figures += [
+            _cell(s["summary"].get(key, {}).get("p50_us", {}).get("value"), 1e-3)
+            for s in slow.values()
         ]
-        figures += [_median(s["summary"], key, "p50_us", "value", 1e-3) for s in slow.values()]
         rows.append([contender["title"], *figures, contender["on_disk"]])
     return columns, rows
 
 
-def _median(
-    summary: dict[str, Any], key: str, figure: str, part: str, scale: float, unit: str = ""
-) -> str:
-    spread = summary.get(key, {}).get(figure, {}).get(part)
+def _median(spread: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
     return "-" if spread is None else number(spread["median"] * scale) + unit
 
 
@@ -105,7 +112,7 @@ def recovery_rows(result: dict[str, Any]) -> list[Row]:
 
     calm = [number(result["no_kill"][k]["complete_s"]) for k in result["contenders"]]
     return [
-        ["no kill: all answered after, s", *calm],
+        ["no kill (once): all answered after, s", *calm],
         row("kill -9 → all answered, s", "complete_s"),
         row("kill -9 → serves again, s", "ready_s"),
         row("steps done at the kill", "steps_ended_at_kill"),
@@ -194,15 +201,25 @@ def busy(result: dict[str, Any]) -> str:
     return f"Other work used {others:.0f} % of the CPU meanwhile: these figures are worth little."
 
 
+def _postgres(described: dict[str, Any]) -> str:
+    version = str(described["postgres"] or "").partition(") ")[2]
+    return f"PostgreSQL {version}, " if version else ""
+
+
 def measured_on(result: dict[str, Any]) -> str:
     """Return one sentence on what the figures were measured on."""
     m = result["machine"]
     return (
         f"Measured {m['at'][:10]} at commit `{m['commit']}` on {m['cpus']} cores ({m['cpu']}, "
         f"Linux {m['kernel']}, {m['file_system']}, {m['fdatasync_us']:g} µs a 4 KiB fdatasync), "
-        f"Python {m['python']}, SQLite {m['sqlite']}, uvicorn {m['versions']['uvicorn']} "
-        f"with uvloop, one worker. {busy(result)}".rstrip()
+        f"Python {m['python']}, SQLite {m['sqlite']}, {_postgres(m)}uvicorn "
+        f"{m['versions']['uvicorn']} with uvloop, one worker. {busy(result)}".rstrip()
     )
+
+
+def _at_commit(result: dict[str, Any]) -> str:
+    m = result["machine"]
+    return f"at commit `{m['commit']}` ({m['fdatasync_us']:g} µs a sync)"
 
 
 def _load(name: str) -> dict[str, Any] | None:
@@ -216,10 +233,11 @@ def section() -> str:
     parts = []
     overhead, recovery = _load("overhead"), _load("recovery")
     if overhead is not None:
-        rounds = overhead["settings"]["rounds"]
+        settings = overhead["settings"]
         parts += [
             measured_on(overhead)
-            + f" Median (least-most) of {rounds} interleaved rounds; ratios and differences are "
+            + f" Median (least-most) of {settings['rounds']} interleaved rounds, of "
+            f"{settings['slow_rounds']} shorter ones on slower disks; ratios and differences are "
             "to the bare app in the same round. Make them anew with `bench/run`; "
             "[how to read them](bench/README.md).",
             markdown(overhead),
@@ -230,13 +248,23 @@ def section() -> str:
         settings = recovery["settings"]
         parts += [
             f"kill -9 half-way through {settings['jobs']} runs of {settings['steps']} steps of "
-            f"{settings['step_ms']:g} ms, executions counted outside the process:",
+            f"{settings['step_ms']:g} ms, executions counted outside the process. Median "
+            f"(least-most) of {settings['rounds']} rounds {_at_commit(recovery)}:",
             markdown(recovery),
         ]
     grown = _load("scale")
     if grown is not None:
-        parts += ["What grows with a run, with its readers and with the store:", markdown(grown)]
+        title = "What grows with a run, with its readers and with the store"
+        parts += [f"{title}, {_at_commit(grown)}:", markdown(grown)]
     return "\n\n".join(parts)
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m bench.report",
+        description="Write the tables and the chart of bench/results into README.md.",
+    ).parse_args()
+    write_readme()
 
 
 def write_readme() -> None:
@@ -253,4 +281,4 @@ def write_readme() -> None:
 
 
 if __name__ == "__main__":
-    write_readme()
+    main()

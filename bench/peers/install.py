@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import postgres
@@ -16,6 +17,7 @@ from bench.peers import readback
 
 HERE = Path(__file__).resolve().parent
 VENVS, NPM = HERE.parent / ".work" / "venvs", HERE.parent / ".work" / "npm"
+_RESTATE = "@restatedev/restate-server@1.7.12"
 _SERVER = (
     "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "starlette==1.10.0",
     "sse-starlette==3.7.0",
@@ -29,6 +31,7 @@ class Peer:
     key: str
     packages: tuple[str, ...]
     contenders: Callable[[str], list[Contender]]  # of the interpreter's path
+    server: tuple[str, ...] = ()  # from npm
 
 
 def _dbos(python: str) -> list[Contender]:
@@ -79,7 +82,7 @@ def _langgraph(python: str) -> list[Contender]:
             f"LangGraph {mode}",
             "bench.peers.langgraph_app:app",
             on_disk,
-            readback.langgraph,
+            partial(readback.langgraph, whole=mode == "sync"),
             {"BENCH_MODE": mode},
             python=python,
         )
@@ -88,7 +91,7 @@ def _langgraph(python: str) -> list[Contender]:
 
 
 def _restate(python: str) -> list[Contender]:
-    program = _npm_program("@restatedev/restate-server@1.7.12", "restate-server")
+    program = _npm_program(_RESTATE, "restate-server")
     return [
         Contender(
             "restate",
@@ -143,7 +146,7 @@ def _npm_program(package: str, name: str) -> str:
 
 
 PEERS = (
-    Peer("restate", ("restate-sdk[serde]==1.3.0", "hypercorn==0.18.0"), _restate),
+    Peer("restate", ("restate-sdk[serde]==1.3.0", "hypercorn==0.18.0"), _restate, (_RESTATE,)),
     Peer("absurd", ("absurd-sdk==0.5.1", "absurdctl==0.5.1"), _absurd),
     Peer("dbos", ("dbos==3.4.0",), _dbos),
     Peer("langgraph", ("langgraph==1.2.22", "langgraph-checkpoint-sqlite==3.1.2"), _langgraph),
@@ -161,10 +164,14 @@ def contenders() -> list[Contender]:
     return found
 
 
+def _interpreter(peer: Peer) -> Path:
+    return VENVS / peer.key / "bin" / "python"
+
+
 def _install(peer: Peer) -> str:
     """Return the peer's interpreter, after making its environment what is asked for."""
-    directory = VENVS / peer.key
-    python, mark = directory / "bin" / "python", directory / "installed.json"
+    directory, python = VENVS / peer.key, _interpreter(peer)
+    mark = directory / "installed.json"
     wanted = json.dumps([*_SERVER, *peer.packages])
     if not mark.exists() or mark.read_text() != wanted:
         print(f"installing {', '.join(peer.packages)}", file=sys.stderr)
@@ -175,6 +182,11 @@ def _install(peer: Peer) -> str:
     return str(python)
 
 
-def versions() -> dict[str, list[str]]:
-    """Return what is installed for each peer."""
-    return {peer.key: list(peer.packages) for peer in PEERS}
+def versions(measured: Iterable[Contender]) -> dict[str, list[str]]:
+    """Return what was installed for each peer that is among the contenders."""
+    used = {contender.python for contender in measured}
+    return {
+        peer.key: [*peer.packages, *peer.server]
+        for peer in PEERS
+        if str(_interpreter(peer)) in used
+    }

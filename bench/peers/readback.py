@@ -44,11 +44,18 @@ def _dbos(runs: int, whole: int, table: str, expected: Expected) -> dict[str, in
     return {"runs": runs, "whole": whole}
 
 
-def langgraph(directory: Path, expected: Expected) -> dict[str, int]:
-    """Count threads and checkpoints; tokens are never stored by it, so there are none to find."""
+def langgraph(directory: Path, expected: Expected, *, whole: bool) -> dict[str, int]:
+    """Count threads and checkpoints; tokens are never stored by it, so there are none to find.
+
+    `whole`: every step must have its checkpoint; else one a thread is what is promised.
+    """
     with closing(sqlite3.connect(directory / "langgraph.sqlite")) as db:
-        threads = db.execute("select count(distinct thread_id) from checkpoints").fetchone()[0]
-        checkpoints = db.execute("select count(*) from checkpoints").fetchone()[0]
+        sql = "select count(*) from checkpoints group by thread_id"
+        counts = [count for (count,) in db.execute(sql)]
+    threads, checkpoints = len(counts), sum(counts)
+    if whole and expected.kind == "steps":
+        kept = sum(count >= expected.size for count in counts)
+        require(kept, expected.answers, f"threads with {expected.size} checkpoints")
     slack = 32 if expected.kind == "chat" else 0
     require(threads + slack, expected.answers, "threads with a checkpoint")
     return {"threads": threads, "checkpoints": checkpoints}
