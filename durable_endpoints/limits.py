@@ -110,6 +110,10 @@ CHECKPOINT_FORCE_BYTES: Final = 64 * MIB
 # Blocks that the log file gets at start: more than the log holds between two idle moments.
 LOG_PREALLOCATED_BYTES: Final = 8 * MIB
 CHECKPOINT_IDLE_S: Final = 0.25
+# Deleted data leaves the log at once, unless somebody outside reads the database: how long a
+# deletion waits for that, and how often it is tried behind it: from, up to.
+EMPTY_LOG_WAIT_S: Final = 1.0
+EMPTY_LOG_AGAIN_S: Final = (0.01, 1.0)
 
 # A server that asks for a longer wait than this is not waited for by the clock alone.
 RETRY_HINT_S_MAX: Final = 86_400.0

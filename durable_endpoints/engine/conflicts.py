@@ -57,6 +57,8 @@ class Conflicts:
         if run is not None and not run.over and not run.ended and run.gone is None:
             return run.id
         self._live.pop(place, None)
+        if run is not None and run.gone is not None and run.durable_seq < 0:
+            await run.log.flush()  # let go before its first commit, which may be under way
         first = await self._first(principal, name, key)
         return first.run_id if first is not None else None
 

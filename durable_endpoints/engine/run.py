@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 import orjson
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
 
 # Looking a member up costs more than all else that is done with it here.
 _HEAD, _REWIND = Kind.HEAD, Kind.REWIND
+_CROWD_MIN: Final = 64  # so many futures are kept before it is looked which nobody waits for
 
 
 class LiveRun:
     """One run that this process drives or observes."""
 
     __slots__ = (
-        "__weakref__", "_bytes", "_events", "_first_offset", "_first_seq", "_hash_in", "_opening",
-        "_parked", "_parts", "_progress", "_status", "_waiters", "_waits", "at_ms",
+        "__weakref__", "_bytes", "_crowd", "_events", "_first_offset", "_first_seq", "_hash_in",
+        "_opening", "_parked", "_parts", "_progress", "_status", "_waiters", "_waits", "at_ms",
         "body_end_seq", "cancellation", "caught_up", "children", "crc", "damaged", "durable_offset",
         "durable_seq", "early", "error", "fenced", "given_up", "head", "life", "log",
         "offset", "pace", "patches", "progress_after", "progressed", "queued", "readers", "recent",
@@ -91,6 +92,7 @@ class LiveRun:
         self._parked = self._progress = False
         self.progress_after = 0  # repeated entries that are no progress yet
         self._waiters: list[asyncio.Future[bool]] = []
+        self._crowd = _CROWD_MIN
         self._waits: Waits | None = None
         self._parts: list[bytes] = []
         self._events = 0
@@ -366,6 +368,9 @@ class LiveRun:
     def progress(self) -> asyncio.Future[bool]:
         """Return a future that is done at the next change of watermark or status."""
         waiter = self.log.loop.create_future()
+        if len(self._waiters) >= self._crowd:  # those of readers that left, or have timed out
+            self._waiters = [one for one in self._waiters if not one.done()]
+            self._crowd = max(_CROWD_MIN, 2 * len(self._waiters))
         self._waiters.append(waiter)
         return waiter
 

@@ -68,6 +68,7 @@ class SQLiteStore:
         self._logged_bytes = 0  # in the log since it was last folded back, roughly
         self._checkpoint: asyncio.TimerHandle | None = None
         self._checkpointing: asyncio.Task[None] | None = None
+        self._emptying: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """See `Store.open`."""
@@ -170,7 +171,10 @@ class SQLiteStore:
 
     async def delete(self, run_id: str) -> bool:
         """See `Store.delete`."""
-        return await self._write(lambda db: statements.delete(db, run_id))
+        gone = await self._write(lambda db: statements.delete(db, run_id))
+        if gone:
+            await self._empty_log()
+        return gone
 
     async def was_deleted(self, run_id: str, principal: str | None) -> bool:
         """See `Store.was_deleted`."""
@@ -182,8 +186,12 @@ class SQLiteStore:
         """See `Store.close`."""
         if self._checkpoint is not None:
             self._checkpoint.cancel()
-        if self._checkpointing is not None:
-            await asyncio.gather(self._checkpointing, return_exceptions=True)
+        if self._emptying is not None:
+            self._emptying.cancel()
+        behind = [task for task in (self._checkpointing, self._emptying) if task is not None]
+        await asyncio.gather(*behind, return_exceptions=True)
+        self._checkpoint = self._checkpointing = self._emptying = None
+        self._logged_bytes = 0
         if self.failed is not None:
             return  # closing would checkpoint what failed to be written (I9)
         if self._reader is not None:
@@ -196,7 +204,7 @@ class SQLiteStore:
     async def vacuum(self) -> None:
         """Give the disk back what deleted runs have left; needs the file's size once more."""
         await self._write(lambda db: db.execute("vacuum"))
-        await self._write(lambda db: db.execute("pragma wal_checkpoint(truncate)").fetchone())
+        await self._empty_log()
 
     async def settings(self) -> dict[str, Any]:
         """Return what the database says of its own settings, for the doctor."""
@@ -221,7 +229,7 @@ class SQLiteStore:
                 uri, uri=True, isolation_level=None, check_same_thread=False,
                 cached_statements=_STATEMENTS_KEPT,
             )  # fmt: skip
-            db.execute("pragma busy_timeout = 5000")
+            db.execute(f"pragma busy_timeout = {statements.BUSY_MS}")
             db.execute("pragma wal_autocheckpoint = 0")
             return db
 
@@ -259,6 +267,25 @@ class SQLiteStore:
             if _DAMAGE in str(error):
                 self._owner.note_damage()
             raise StoreFailed(self.failed) from error
+
+    async def _empty_log(self) -> None:
+        """Empty the log, which holds the pages as they were before a deletion (I21).
+
+        Who reads the database from outside keeps it from that for as long as it reads: then it is
+        tried again, behind what is waited for here.
+        """
+        if not await self._write(statements.empty_log):
+            if self._emptying is None or self._emptying.done():
+                self._emptying = asyncio.create_task(self._empty_it_later())
+            await asyncio.wait({self._emptying}, timeout=limits.EMPTY_LOG_WAIT_S)
+
+    async def _empty_it_later(self) -> None:
+        wait_s = limits.EMPTY_LOG_AGAIN_S[0]
+        while self.failed is None:
+            await asyncio.sleep(wait_s)
+            if await self._write(statements.empty_log):
+                return
+            wait_s = min(2 * wait_s, limits.EMPTY_LOG_AGAIN_S[1])
 
     def _plan_checkpoint(self) -> None:
         """Fold the log back when no commit has come for a while, or when it has grown large."""

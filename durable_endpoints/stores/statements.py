@@ -20,6 +20,8 @@ T = TypeVar("T")
 SEQ_BITS: Final = 20
 SEQ_MAX: Final = (1 << SEQ_BITS) - 1
 
+BUSY_MS: Final = 5000  # how long a statement waits for who has the file locked
+
 _SET_ASIDE: Final = "update runs set status = 'dead', error = ? where run_id = ?"
 _NONE: Final[frozenset[str]] = frozenset()
 _INSERT: Final = (
@@ -245,10 +247,20 @@ def delete(db: sqlite3.Connection, run_id: str) -> bool:
             db.execute("insert into deleted (run_id, principal) values (?, ?)", (run_id, row[1]))
         return row is not None
 
-    gone = transaction(db, work)
-    if gone:  # the log still holds the old pages: fold it back and empty it (I21)
-        db.execute("pragma wal_checkpoint(truncate)")
-    return gone
+    return transaction(db, work)
+
+
+def empty_log(db: sqlite3.Connection) -> bool:
+    """Fold the log back and empty it; False if somebody reads at the time, a backup maybe.
+
+    Without a wait: every commit would wait behind it.
+    """
+    db.execute("pragma busy_timeout = 0")
+    try:
+        (busy, *_) = db.execute("pragma wal_checkpoint(truncate)").fetchone()
+    finally:
+        db.execute(f"pragma busy_timeout = {BUSY_MS}")
+    return not busy
 
 
 def count(db: sqlite3.Connection) -> dict[Status, int]:

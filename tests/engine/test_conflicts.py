@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from durable_endpoints import DurableMiddleware, Engine, MemoryStore, Retry, durable, sleep, step
-from durable_endpoints.records import RunRecord
+from durable_endpoints.records import Frame, RunRecord
 from durable_endpoints.stores.protocol import Query
 from tests.engine.worlds import PATIENCE_S
 
@@ -237,5 +237,41 @@ def test_a_dead_run_does_not_come_back_beside_another_one() -> None:
             async with asyncio.timeout(PATIENCE_S):
                 while (await client.get(f"{BASE}/{run_id}")).json()["status"] != "completed":
                     await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+
+
+class SlowCommits(MemoryStore):
+    """Nothing is written before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting, self.go = asyncio.Event(), asyncio.Event()
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        self.waiting.set()
+        await self.go.wait()
+        return await super().append(batch)
+
+
+def test_a_run_whose_request_is_cancelled_before_its_first_commit_keeps_its_key() -> None:
+    """It is let go here, but its beginning is still written: somebody goes on with it."""
+    store = SlowCommits()
+    house = House(store)
+
+    async def main() -> None:
+        async with house.open() as client, asyncio.timeout(PATIENCE_S):
+            first = asyncio.create_task(client.post("/reject/t?text=one"))
+            await store.waiting.wait()
+            await house.until("one")
+            first.cancel()
+            await asyncio.wait({first})
+            second = asyncio.create_task(client.post("/reject/t?text=two"))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            store.go.set()
+            assert (await second).status_code == 409
+            assert house.at_work == ["one"]
+            house.gate.set()
 
     asyncio.run(main())
