@@ -170,7 +170,6 @@ def main(arguments: list[str] | None = None) -> None:
         "settings": {
             "rounds": count, "steps": phases.STEPS, "tokens": phases.TOKENS,
             "pace_ms": phases.PACE_MS, "clients": phases.CLIENTS, "quick": options.quick,
-            "slow_rounds": few,
         },
         "contenders": {c.key: {"title": c.title, "on_disk": c.on_disk} for c in contenders},
     }  # fmt: skip

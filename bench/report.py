@@ -202,7 +202,7 @@ def busy(result: dict[str, Any]) -> str:
 
 
 def _postgres(described: dict[str, Any]) -> str:
-    version = str(described["postgres"] or "").partition(") ")[2]
+    version = str(described.get("postgres") or "").partition(") ")[2]
     return f"PostgreSQL {version}, " if version else ""
 
 
@@ -215,6 +215,11 @@ def measured_on(result: dict[str, Any]) -> str:
         f"Python {m['python']}, SQLite {m['sqlite']}, {_postgres(m)}uvicorn "
         f"{m['versions']['uvicorn']} with uvloop, one worker. {busy(result)}".rstrip()
     )
+
+
+def _slower(overhead: dict[str, Any]) -> str:
+    counts = {len(slow["rounds"]) for slow in overhead["slow"].values()}
+    return f", of {max(counts)} shorter ones on slower disks" if counts else ""
 
 
 def _at_commit(result: dict[str, Any]) -> str:
@@ -236,10 +241,9 @@ def section() -> str:
         settings = overhead["settings"]
         parts += [
             measured_on(overhead)
-            + f" Median (least-most) of {settings['rounds']} interleaved rounds, of "
-            f"{settings['slow_rounds']} shorter ones on slower disks; ratios and differences are "
-            "to the bare app in the same round. Make them anew with `bench/run`; "
-            "[how to read them](bench/README.md).",
+            + f" Median (least-most) of {settings['rounds']} interleaved rounds"
+            f"{_slower(overhead)}; ratios and differences are to the bare app in the same round. "
+            "Make them anew with `bench/run`; [how to read them](bench/README.md).",
             markdown(overhead),
         ]
         if chart.write(overhead, RESULTS / "overhead.svg"):
