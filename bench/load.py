@@ -62,6 +62,10 @@ class _Lane(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are not subclasses
         self.ask()
 
+    def leave(self) -> None:
+        self.closed = True
+        self.transport.close()
+
     def ask(self) -> None:
         self.body.clear()
         self.run_id = ""
@@ -102,6 +106,7 @@ class _Phase:
         self._deadline = time.perf_counter() + seconds
         self._at_least = at_least
         self._open = 0
+        self._lanes: list[_Lane] = []
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, ports: Sequence[int], lanes: int) -> Samples:
@@ -110,13 +115,17 @@ class _Phase:
         loop = asyncio.get_running_loop()
         for number in range(lanes):
             port = ports[number % len(ports)]
-            await loop.create_connection(lambda: _Lane(self), "127.0.0.1", port)
+            _, lane = await loop.create_connection(lambda: _Lane(self), "127.0.0.1", port)
+            self._lanes.append(lane)
         try:
             async with asyncio.timeout(_STALL_S + self._deadline - began):
                 await self._done
         except TimeoutError:
             answers = len(self.samples.total)
             raise BadAnswer(f"no more answers after {answers}; see the server's log") from None
+        finally:
+            for lane in self._lanes:
+                lane.leave()
         self.samples.seconds = time.perf_counter() - began
         return self.samples
 
@@ -135,8 +144,7 @@ class _Phase:
         if now < self._deadline or len(samples.total) + coming < self._at_least:
             lane.ask()
             return
-        lane.closed = True
-        lane.transport.close()
+        lane.leave()
         self._open -= 1
         if not self._open and not self._done.done():
             self._done.set_result(None)
