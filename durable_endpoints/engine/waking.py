@@ -18,6 +18,7 @@ from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.engine.wait import Receipt, Signal
 from durable_endpoints.engine.waits import Waits
 from durable_endpoints.errors import (
+    Corrupt,
     Fenced,
     NotDurable,
     Overloaded,
@@ -143,15 +144,18 @@ class Waking:
             return {"status": "deleted", "error": None, "result": None}
         if record is None or record.status not in TERMINAL:
             return None
+        if record.status != "completed":
+            return {"status": record.status, "error": record.error, "result": None}
         end = record.last_seq
         try:
             last = (await read_journal(store, run_id, seq=end, last=end))[-1]
         except RunDeleted:
             return await self._outcome_of(parent, run_id)
-        result = None
-        if record.status == "completed" and last.payload:
-            result = orjson.loads(last.payload)
-        return {"status": record.status, "error": record.error, "result": result}
+        except Corrupt as error:  # no later look finds more
+            logger.exception("run %s is damaged: what it returned is lost", run_id)
+            return {"status": "failed", "error": f"damaged: {error}", "result": None}
+        result = orjson.loads(last.payload) if last.payload else None
+        return {"status": "completed", "error": None, "result": result}
 
     def turn_awaited(self, run: LiveRun) -> None:
         """Tell a run when it is the first of its concurrency key."""

@@ -1,0 +1,93 @@
+"""Nobody is left alone: a parent whose child is damaged, a reader, a fork, a run somebody retries."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from durable_endpoints import RunFailed, current_run, durable, wait_for_signal
+from durable_endpoints.engine.engine import Engine
+from durable_endpoints.engine.functions import Run
+from durable_endpoints.limits import CHILD_RECHECK_S
+from durable_endpoints.stores.memory import MemoryStore
+from durable_endpoints.stores.protocol import Query
+from durable_endpoints.testing import TestClock
+from tests.engine.worlds import PATIENCE_S, World, world
+
+DAMAGED = "damaged: a frame's checksum does not match its bytes"
+
+
+@durable
+async def succeeds() -> str:
+    return "done"
+
+
+@durable
+async def fails() -> str:
+    raise ValueError("no")
+
+
+@durable
+async def begins(child: str) -> str:
+    run = await current_run().spawn({"succeeds": succeeds, "fails": fails}[child])
+    await wait_for_signal("go on")
+    try:
+        return str(await run)
+    except RunFailed as error:
+        return str(error)
+
+
+async def damage_child(one: World, store: MemoryStore, parent: Run) -> str:
+    """Damage the last frame of a run's child, which is at its end; return its id."""
+    while True:
+        rows = await store.list(Query(("completed", "failed"), parent=parent.id))
+        if rows and rows[0].run_id not in one.engine.runs:
+            break
+        await one.idle()
+    frames = store._frames[rows[0].run_id]
+    frames[-1] = replace(frames[-1], data=bytes(len(frames[-1].data)))
+    return rows[0].run_id
+
+
+@pytest.mark.parametrize(("child", "told"), [("succeeds", DAMAGED), ("fails", "ValueError: no")])
+def test_i20_who_waits_for_a_child_whose_end_is_damaged_is_told(child: str, told: str) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with asyncio.timeout(PATIENCE_S), world(store) as one:
+            run = await one.start(begins, child)
+            child_id = await damage_child(one, store, run)
+            await run.signal("go on")
+            assert await run.result() == f"run {child_id} failed: {told}"
+
+    asyncio.run(main())
+
+
+def test_i20_a_suspended_run_learns_that_its_childs_end_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = TestClock()
+    monkeypatch.setattr("tests.engine.worlds.Engine", partial(Engine, clock=clock))
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with asyncio.timeout(PATIENCE_S), world(store) as one:
+            run = await one.start(begins, "succeeds")
+            child_id = await damage_child(one, store, run)
+            one.engine.waking.suspend_grace_s = 0
+            monkeypatch.setattr(one.engine.waking, "child_awaited", lambda *_: None)
+            await run.signal("go on")  # nobody tells it
+            while True:
+                record = await store.get(run.id)
+                assert record is not None
+                if child_id in (record.waiting or "") and run.id not in one.engine.runs:
+                    break
+                await one.idle()
+            monkeypatch.undo()
+            clock.advance(seconds=CHILD_RECHECK_S)
+            ended = await one.ended_for_good(run.id)
+            assert await ended.result() == f"run {child_id} failed: {DAMAGED}"
+
+    asyncio.run(main())
