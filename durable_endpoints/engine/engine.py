@@ -71,7 +71,7 @@ class Engine:
         self._on_failure = on_failure
         self.keys = Keys(store)
         self.claiming: set[str] = set()
-        self._loads: dict[str, bool] = {}
+        self._loads: dict[str, set[object]] = {}  # of runs that have not changed hands since
         self._loading: dict[tuple[str, str | None], asyncio.Task[LiveRun]] = {}
 
     @property
@@ -166,8 +166,7 @@ class Engine:
 
     def forget(self, run: LiveRun) -> None:
         """Drive a run no longer; whoever still reads it keeps it, and finds it when it goes on."""
-        if run.id in self._loads:
-            self._loads[run.id] = True
+        self._loads.pop(run.id, None)
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
             if run.record.status not in TERMINAL and run.gone is None and not run.damaged:
@@ -192,8 +191,7 @@ class Engine:
             self.claiming.difference_update(wanted)
 
     def _adopt(self, record: RunRecord) -> LiveRun:
-        if record.run_id in self._loads:
-            self._loads[record.run_id] = True
+        self._loads.pop(record.run_id, None)
         run = self.idle.pop(record.run_id, None)
         if run is None or run.gone is not None:
             run = LiveRun(self.log, record, opening=False)
@@ -237,11 +235,16 @@ class Engine:
     async def _load(self, run_id: str, principal: str | None) -> LiveRun:
         run = None
         while run is None:
-            self._loads[run_id] = False  # true once it has changed hands meanwhile
+            mark = object()  # each load its own: they begin and end one by one
+            self._loads.setdefault(run_id, set()).add(mark)
             try:
                 run = await stored_run(self.store, self.log, run_id, principal)
             finally:
-                changed = self._loads.pop(run_id, True)
+                marks = self._loads.get(run_id, set())
+                changed = mark not in marks
+                marks.discard(mark)
+                if not marks:
+                    self._loads.pop(run_id, None)
             if changed:
                 run = None
         known = self._known(run_id)

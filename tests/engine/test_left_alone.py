@@ -1,19 +1,20 @@
-"""Nobody is left alone: a parent whose child is damaged, a reader, a fork, a run somebody retries."""
+"""Nobody is left waiting: a parent whose child is damaged, a reader, a fork that was cut short."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
-from durable_endpoints import RunFailed, current_run, durable, wait_for_signal
+from durable_endpoints import RunFailed, RunNotFound, current_run, durable, wait_for_signal
 from durable_endpoints.engine.engine import Engine
-from durable_endpoints.engine.functions import Run
+from durable_endpoints.engine.functions import Run, begin_call
 from durable_endpoints.limits import CHILD_RECHECK_S
 from durable_endpoints.stores.memory import MemoryStore
-from durable_endpoints.stores.protocol import Query
+from durable_endpoints.stores.protocol import Query, StoredFrame
 from durable_endpoints.testing import TestClock
 from tests.engine.worlds import PATIENCE_S, World, world
 
@@ -89,5 +90,74 @@ def test_i20_a_suspended_run_learns_that_its_childs_end_is_damaged(
             clock.advance(seconds=CHILD_RECHECK_S)
             ended = await one.ended_for_good(run.id)
             assert await ended.result() == f"run {child_id} failed: {DAMAGED}"
+
+    asyncio.run(main())
+
+
+class Held(MemoryStore):
+    """The answers to some reads are under way until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds: list[tuple[asyncio.Event, asyncio.Event]] = []
+
+    def hold(self) -> tuple[asyncio.Event, asyncio.Event]:
+        """Hold one read; return what tells of it, and what lets it go."""
+        self.holds.append((asyncio.Event(), asyncio.Event()))
+        return self.holds[-1]
+
+    async def read(self, run_id: str, **where: Any) -> list[StoredFrame]:
+        """See `Store.read`."""
+        frames = await super().read(run_id, **where)
+        if self.holds:
+            reached, go = self.holds.pop(0)
+            reached.set()
+            await go.wait()
+        return frames
+
+
+@durable
+async def asks() -> str:
+    return str(await wait_for_signal("go"))
+
+
+async def rest(one: World, principal: str) -> str:
+    """Return the id of a principal's run that is suspended, and in nobody's memory."""
+    one.engine.waking.suspend_grace_s = 0
+    run_id = begin_call(one.engine, asks, (), {}, principal=principal).id
+    while run_id in one.engine.runs:
+        await one.idle()
+    await one.crash()
+    await one.boot()
+    return run_id
+
+
+@pytest.mark.parametrize("first", ["ann", "bob"])
+def test_i18_a_look_of_another_principal_hides_from_nobody_that_a_run_went_on(first: str) -> None:
+    async def main() -> None:
+        store = Held()
+        async with asyncio.timeout(PATIENCE_S), world(store) as one:
+            run_id = await rest(one, "ann")
+            engine = one.engine
+            reached, go = store.hold()
+            ann = asyncio.create_task(engine.observe(run_id, "ann"))
+            await reached.wait()
+            record = await store.get(run_id)
+            assert record is not None and record.status == "suspended"
+            assert engine.waking.take is not None
+            await engine.waking.take([record])
+            await engine.signal(engine.runs[run_id], "go", "on")
+            while run_id in engine.runs or run_id in one.recovery._taken:
+                await one.idle()
+            reached, go_too = store.hold()
+            bob = asyncio.create_task(engine.observe(run_id, "bob"))
+            await reached.wait()
+            for who, let_go in sorted([("ann", go), ("bob", go_too)], reverse=first == "bob"):
+                let_go.set()
+                await asyncio.wait([{"ann": ann, "bob": bob}[who]])
+            assert (await ann).record.status == "completed"
+            with pytest.raises(RunNotFound):
+                await bob
+            assert not engine._loads
 
     asyncio.run(main())
