@@ -185,22 +185,23 @@ async def fork(
         record.name, version=record.version, principal=record.principal,
         args=orjson.dumps(meta), payload=started.payload if payload is None else payload,
     )  # fmt: skip
-    forked.rewind_aware = bool(meta.get("rewinds"))
-    forked.life.labelling = Labelling(labels_of(entries[:before_seq]))
-    forked.life.labelling.changed = True
-    for entry in entries[1:before_seq]:
-        if entry.kind in _NOT_SHARED:
-            continue
-        data = (results or {}).get(entry.key, entry.payload)
-        if entry.kind in EVENT_KINDS:
-            forked.append_event(entry.kind, entry.payload, entry.key.encode())
-        else:
-            data = data if entry.kind == Kind.STEP else entry.payload
-            forked.append(
-                entry.kind, entry.key.encode(), data, entry.check, entry.took_us, entry.args
-            )
-    forked.caught_up = False
-    await forked.durable(forked.seq - 1)
+    with _held(engine, forked):
+        forked.rewind_aware = bool(meta.get("rewinds"))
+        forked.life.labelling = Labelling(labels_of(entries[:before_seq]))
+        forked.life.labelling.changed = True
+        for entry in entries[1:before_seq]:
+            if entry.kind in _NOT_SHARED:
+                continue
+            data = (results or {}).get(entry.key, entry.payload)
+            if entry.kind in EVENT_KINDS:
+                forked.append_event(entry.kind, entry.payload, entry.key.encode())
+            else:
+                data = data if entry.kind == Kind.STEP else entry.payload
+                forked.append(
+                    entry.kind, entry.key.encode(), data, entry.check, entry.took_us, entry.args
+                )
+        forked.caught_up = False
+        await forked.durable(forked.seq - 1)
     if engine.waking.drive is not None:
         engine.waking.drive(forked)
     return forked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from durable_endpoints import RunFailed, RunNotFound, current_run, durable, wait
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.functions import Run, begin_call
 from durable_endpoints.limits import CHILD_RECHECK_S
+from durable_endpoints.records import Frame
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query, StoredFrame
 from durable_endpoints.testing import TestClock
@@ -159,5 +161,49 @@ def test_i18_a_look_of_another_principal_hides_from_nobody_that_a_run_went_on(fi
             with pytest.raises(RunNotFound):
                 await bob
             assert not engine._loads
+
+    asyncio.run(main())
+
+
+class Slow(MemoryStore):
+    """Runs begin there when they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
+
+    async def append(self, batch: Sequence[Frame]) -> frozenset[str]:
+        """See `Store.append`."""
+        if any(frame.opening is not None for frame in batch):
+            self.asked.set()
+            await self.go.wait()
+        return await super().append(batch)
+
+
+@pytest.mark.parametrize("ends", ["request", "process"])
+def test_i16_a_fork_whose_caller_has_gone_is_driven(ends: str) -> None:
+    async def main() -> None:
+        store = Slow()
+        async with asyncio.timeout(PATIENCE_S), world(store) as one:
+            run = await one.start(succeeds)
+            assert await run.result() == "done"
+            store.asked.clear()
+            store.go.clear()
+            forking = asyncio.create_task(run.fork(1))
+            await store.asked.wait()
+            forking.cancel()
+            await asyncio.wait([forking])
+            assert forking.cancelled()
+            store.go.set()
+            await one.idle()
+            (forked,) = await store.list(Query(("running",)))
+            if ends == "process":
+                await one.crash()
+                await one.boot()
+            else:
+                assert not one.engine.runs
+                await one.recovery.sweep()
+            assert await (await one.ended(forked.run_id)).result() == "done"
 
     asyncio.run(main())
