@@ -32,6 +32,8 @@ async def cancel(engine: Engine, run: LiveRun, by: str | None) -> None:
     """Ask a run to stop; returns when that is durable. Its partial output stays.
 
     A dead run is dropped: what it has done is undone, as with any other.
+
+    Raises: RunDeleted if it went meanwhile; Corrupt.
     """
     while not run.over and run.record.status not in TERMINAL:
         live = engine.runs.get(run.id)
@@ -87,7 +89,7 @@ async def _cancel_parked(engine: Engine, run: LiveRun, by: str | None) -> bool:
         return record is None or record.status in TERMINAL
     with _held(engine, claimed[0]) as parked:
         diverged = parked.record.status == "diverged"
-        entries = await read_journal(engine.store, run.id)
+        entries = await read_journal(engine.store, run.id, last=parked.record.last_seq)
         unwind = any(entry.kind in (Kind.UNDOABLE, Kind.SPAWN) for entry in entries)
         restore(parked, entries)
         if not any(entry.kind == Kind.CANCEL for entry in entries):
@@ -125,7 +127,8 @@ async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:
 
     The failure that it died of is void; what is recorded besides stays.
 
-    Raises: Overloaded while another run of its concurrency key is at work.
+    Raises: Overloaded while another run of its concurrency key is at work; RunDeleted if it went
+    meanwhile; Corrupt.
     """
     record = await engine.store.get(run.id)
     if record is None or record.status not in REVIVABLE:
@@ -137,7 +140,7 @@ async def retry(engine: Engine, run: LiveRun, by: str | None) -> bool:
     if not claimed:
         return False
     with _held(engine, claimed[0]) as parked:
-        entries = await read_journal(engine.store, run.id)
+        entries = await read_journal(engine.store, run.id, last=parked.record.last_seq)
         restore(parked, entries)
         keys = failures_of(entries)
         parked.append(Kind.RETRY, b"", orjson.dumps(keys), args=_said_by(by))
@@ -167,10 +170,10 @@ async def fork(
 
     `payload` replaces its input; `results`, by the calls' keys, what steps returned, as JSON.
 
-    Raises: ValueError if the journal has no such entry; Overloaded.
+    Raises: ValueError if the journal has no such entry; RunDeleted, Corrupt, Overloaded.
     """
     record = await engine.store.get(run.id) or run.record
-    entries = await read_journal(engine.store, run.id)
+    entries = await read_journal(engine.store, run.id, last=record.last_seq)
     if not 0 < before_seq <= len(entries):
         raise ValueError(f"from_step={before_seq}: the run has entries 0 to {len(entries) - 1}")
     shared = {entry.key for entry in entries[:before_seq] if entry.kind == Kind.STEP}

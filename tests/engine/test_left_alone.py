@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
-from durable_endpoints import RunFailed, RunNotFound, current_run, durable, wait_for_signal
+from durable_endpoints import (
+    Retry,
+    RunDeleted,
+    RunFailed,
+    RunNotFound,
+    current_run,
+    durable,
+    step,
+    wait_for_signal,
+)
 from durable_endpoints.engine.engine import Engine
 from durable_endpoints.engine.functions import Run, begin_call
 from durable_endpoints.limits import CHILD_RECHECK_S
@@ -205,5 +214,50 @@ def test_i16_a_fork_whose_caller_has_gone_is_driven(ends: str) -> None:
                 assert not one.engine.runs
                 await one.recovery.sweep()
             assert await (await one.ended(forked.run_id)).result() == "done"
+
+    asyncio.run(main())
+
+
+class Dropped(MemoryStore):
+    """Somebody else deletes a run just before its journal is looked at."""
+
+    doomed: str | None = None
+
+    async def read(self, run_id: str, **where: Any) -> list[StoredFrame]:
+        """See `Store.read`."""
+        if run_id == self.doomed:
+            await self.delete(run_id)
+        return await super().read(run_id, **where)
+
+
+@step(retry=Retry(attempts=1))
+async def fail() -> None:
+    raise ConnectionError("gone")
+
+
+@durable
+async def gives_up() -> None:
+    await fail()
+
+
+@pytest.mark.parametrize(
+    "steer",
+    [lambda run: run.retry(), lambda run: run.cancel(), lambda run: run.fork(1)],
+    ids=["retry", "cancel", "fork"],
+)
+def test_i20_a_dead_run_that_is_deleted_while_it_is_steered_is_not_taken_for_damaged(
+    steer: Callable[[Run], Awaitable[object]],
+) -> None:
+    async def main() -> None:
+        store = Dropped()
+        async with asyncio.timeout(PATIENCE_S), world(store) as one:
+            run = await one.ended((await one.start(gives_up)).id)
+            assert run.status == "dead"
+            while one.engine.runs:
+                await one.idle()
+            store.doomed = run.id
+            with pytest.raises(RunDeleted):
+                await steer(run)
+            assert not one.engine.runs
 
     asyncio.run(main())
