@@ -125,6 +125,8 @@ class Waits:
         for seq, data in list(kept):
             if wait.fits(data):
                 kept.remove((seq, data))
+                if not kept:
+                    del self._kept[wait.name]
                 self._take(wait, seq)
                 break
         if wait.kind == "child":
@@ -219,14 +221,13 @@ class Waits:
                 wait.check(payload)
             except Exception as error:
                 raise SignalRefused(signal.name, str(error)) from error
-        kept = self._kept.setdefault(signal.name, [])
         if wait is None and sum(map(len, self._kept.values())) >= SIGNALS_KEPT_MAX:
             raise Overloaded(f"{SIGNALS_KEPT_MAX:,} signals wait to be taken by this run")
         seq = self._run.append(Kind.SIGNAL, signal.name.encode(), payload)
         self._known[signal.name, signal.signal_id] = seq
         self._data[seq] = payload
         if wait is None:
-            kept.append((seq, payload))
+            self._kept.setdefault(signal.name, []).append((seq, payload))
             return Receipt("kept", seq)
         self._take(wait, seq)
         return Receipt("taken", seq)

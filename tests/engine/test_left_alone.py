@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from durable_endpoints import (
+    Overloaded,
     Retry,
     RunDeleted,
     RunFailed,
@@ -27,7 +28,7 @@ from durable_endpoints.records import Frame
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query, StoredFrame
 from durable_endpoints.testing import TestClock
-from tests.engine.worlds import PATIENCE_S, World, world
+from tests.engine.worlds import PATIENCE_S, World, play, world
 
 DAMAGED = "damaged: a frame's checksum does not match its bytes"
 
@@ -261,3 +262,35 @@ def test_i20_a_dead_run_that_is_deleted_while_it_is_steered_is_not_taken_for_dam
             assert not one.engine.runs
 
     asyncio.run(main())
+
+
+def test_i14_names_of_signals_that_are_refused_or_taken_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("durable_endpoints.engine.waits.SIGNALS_KEPT_MAX", 2)
+
+    async def scenario(one: World) -> None:
+        more = asyncio.Event()
+
+        @durable
+        async def asks_twice() -> list[str]:
+            first = await wait_for_signal("go")
+            await more.wait()
+            return [first, await wait_for_signal("early")]
+
+        run = await one.start(asks_twice)
+        waits = one.engine.runs[run.id].waits
+        while not waits.open:
+            await one.idle()
+        await run.signal("early", "kept")
+        await run.signal("other")
+        for number in range(10):
+            with pytest.raises(Overloaded):
+                await run.signal(f"name {number}")
+        await run.signal("go", "taken")
+        assert sorted(waits._kept) == ["early", "other"]
+        more.set()
+        assert await run.result() == ["taken", "kept"]
+        assert sorted(waits._kept) == ["other"]
+
+    play(scenario)
