@@ -484,10 +484,10 @@ async def gives_up() -> None:
 def test_a_cancel_while_a_dead_run_is_being_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slowly(store: Store, run_id: str) -> list[Entry]:
+    async def slowly(store: Store, run_id: str, **where: Any) -> list[Entry]:
         reading.set()
         await go_on.wait()
-        return await read_journal(store, run_id)
+        return await read_journal(store, run_id, **where)
 
     async def scenario(one: World) -> None:
         dead = await one.ended((await one.start(gives_up)).id)
@@ -514,7 +514,7 @@ def test_a_cancel_while_a_dead_run_is_being_taken_up_again(monkeypatch: pytest.M
 def test_what_goes_wrong_with_a_dead_run_goes_right_next_time(
     deed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fails(store: Store, run_id: str) -> list[Entry]:
+    async def fails(store: Store, run_id: str, **where: Any) -> list[Entry]:
         raise StoreError("no answer; try again")
 
     async def scenario(one: World) -> None:
