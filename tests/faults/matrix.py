@@ -71,13 +71,19 @@ def plain(place: Path) -> Iterator[CrashServer]:
 
 
 def everything(report: Report) -> list[str]:
-    """Return all that did not hold."""
-    return [str(found) for found in report.violations]
+    """Return all that did not hold, and what was to end lives and did not come up."""
+    return [*map(str, report.violations), *missed(report)]
+
+
+def missed(report: Report) -> list[str]:
+    """Return what did not come up: lives that lack it say nothing of it."""
+    return [f"{name} did not come up" for name in report.missed]
 
 
 def told_or_not(report: Report) -> list[str]:
     """Return what did not hold, but for runs that no client was told of: refused, and begun."""
-    return [str(found) for found in report.violations if "no client was told" not in found.detail]
+    told = [found for found in report.violations if "no client was told" not in found.detail]
+    return [*map(str, told), *missed(report)]
 
 
 def lives(
@@ -218,8 +224,7 @@ def named_points(place: Path, trials: int, seed: int, done: Done) -> list[str]:
                     clients=group.clients, endpoints=group.endpoints,
                 )
             )  # fmt: skip
-            wrong += [str(found) for found in report.violations]
-            wrong += [f"{point} did not come up" for point in report.missed]
+            wrong += everything(report)
             over += len(group.points)
             done(min(over, trials))
             if over >= trials:

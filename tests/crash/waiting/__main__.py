@@ -34,7 +34,7 @@ def main() -> int:
             )
         )  # fmt: skip
     print(f"{report}\n{time.monotonic() - began:.0f} s")
-    return 1 if report.violations else 0
+    return 1 if report.violations or report.missed else 0
 
 
 if __name__ == "__main__":
