@@ -97,7 +97,7 @@ def lived(seeds: range, orders: Orders) -> Tally:
                 signal.alarm(HANG_S)
                 try:
                     tally.take(simulate(seed, sabotage=orders.sabotage))
-                except Exception as error:
+                except (Exception, Hangs) as error:
                     cause = error.__cause__ or error
                     tally.failures[seed] = [f"the simulation itself failed: {error!r}: {cause!r}"]
     finally:

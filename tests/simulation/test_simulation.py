@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.simulation import sweep
 from tests.simulation.disk import SABOTAGES
 from tests.support import sometimes
 
@@ -66,3 +68,18 @@ def test_a_store_that_lies_is_found_out(sabotage: str, tmp_path: Path) -> None:
         tmp_path, "--first", "0", "--schedules", str(CONTROLS), "--sabotage", sabotage
     )
     assert len(found["failures"]) > CONTROLS // 5
+
+
+@pytest.mark.timeout(60, method="thread")  # the signal is the sweep's
+def test_a_schedule_without_an_end_is_told_by_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def simulate(seed: int, **_: Any) -> NoReturn:
+        until_s = time.monotonic() + 20
+        while seed == 7 and time.monotonic() < until_s:
+            pass
+        raise RuntimeError("it ended")
+
+    monkeypatch.setattr(sweep, "HANG_S", 1)
+    monkeypatch.setattr(sweep, "simulate", simulate)
+    failures = sweep.lived(range(7, 9), sweep.Orders()).failures
+    assert "no end within 1 s" in failures[7][0]
+    assert "it ended" in failures[8][0]
