@@ -15,8 +15,10 @@ from typing import Any, Final
 
 from tests.simulation import programs
 from tests.simulation.world import World, quiet, simulate
+from tests.support import sometimes
 
 CHUNK: Final = 25
+ENOUGH: Final = 10_000  # schedules: the rarest point is met about once in 900
 HANG_S: Final = 120
 
 
@@ -83,6 +85,21 @@ class Tally:
             f"{self.turns:,} turns, {self.virtual_s / 3600:,.1f} simulated hours; "
             f"{len(self.failures)} schedules broke a promise"
         )
+
+
+def unmet(tally: Tally, orders: Orders) -> list[str]:
+    """Return the points and paths that these schedules had to meet and did not."""
+    broken = orders.sabotage or orders.without or orders.until_failure
+    if broken or tally.schedules < ENOUGH:
+        return []
+    return sometimes.missing(sometimes.SIMULATION, tally.seen)
+
+
+def met(tally: Tally) -> str:
+    """Say how many of the points and paths these schedules met."""
+    every = sum(sometimes.SIMULATION in tiers for tiers in sometimes.table().values())
+    left = len(sometimes.missing(sometimes.SIMULATION, tally.seen))
+    return f"met {every - left} of {every} points and paths"
 
 
 def lived(seeds: range, orders: Orders) -> Tally:
