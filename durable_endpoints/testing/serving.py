@@ -1,4 +1,4 @@
-"""A server that is started from its command line, killed, and started again: for `verify`."""
+"""Servers that `verify` kills: one that it starts itself, or whose process id a file holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,7 +19,30 @@ _TAIL: Final = 2000  # characters of what the server printed
 
 
 class DoesNotServe(Exception):
-    """The server ended by itself, or nobody answers at its address."""
+    """The server ended by itself, nobody answers at its address, or it cannot be killed."""
+
+
+def kill_named(file: Path) -> str:
+    """SIGKILL the process whose id is in a file; returns why there is none, "" if there was one.
+
+    Raises: DoesNotServe if it is there, and may not be killed.
+    """
+    try:
+        text = file.read_bytes()[:40].decode(errors="replace").strip()
+    except FileNotFoundError:
+        return f"{file} is not there; whoever starts the server has to write its process id to it"
+    except OSError as error:
+        raise DoesNotServe(f"the process id cannot be read: {error}") from error
+    if not text.isdecimal() or int(text) < 2:  # 0 stands for this very group, 1 is init
+        return f"{file} holds {text!r}, which is no server's process id"
+    try:
+        os.kill(int(text), signal.SIGKILL)
+    except (ProcessLookupError, OverflowError):
+        return f"{file} names process {text}, which is not there"
+    except OSError as error:
+        raise DoesNotServe(f"process {text} of {file} cannot be killed: {error}; verify as the "
+                           "user that it runs as") from error  # fmt: skip
+    return ""
 
 
 class Served:
@@ -66,7 +90,13 @@ class Served:
         return True
 
     def kill(self) -> None:
-        """SIGKILL the process and its children; wait for its end."""
+        """SIGKILL the process and its children; wait for its end.
+
+        Raises: DoesNotServe with what it printed, if it has ended by itself.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            code = self._process.returncode
+            raise DoesNotServe(f"the server ended by itself, with {code}: {self.tail()}")
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:

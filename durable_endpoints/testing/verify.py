@@ -7,53 +7,32 @@ the same bytes), I4 (dense offsets, the same for everybody), I7 (an id that was 
 key makes one run), I8 (nothing lost before something kept), I15 (one end).
 
 With `--serve COMMAND` the server is started here, killed with SIGKILL at random moments and started
-again; its lives get longer while no run ends. With `--kill-pid-file` the process whose id is in
-that file is killed; whoever supervises it has to start it again and to write the new id.
+again; its lives get longer while no run ends, and runs are begun until the first kill at least.
+With `--kill-pid-file` the process whose id is in that file is killed; whoever supervises it has to
+start it again and to write the new id.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import random
 import secrets
-import signal
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, TextIO
 
 import httpx
 
+from durable_endpoints.testing.plan import Plan, asked_for
 from durable_endpoints.testing.reader import Reader, Request, pause
-from durable_endpoints.testing.serving import DoesNotServe, Served
+from durable_endpoints.testing.serving import DoesNotServe, Served, kill_named
 from durable_endpoints.testing.transcript import Transcript, Violation, compare
 
 EXIT_VIOLATED: Final = 1
 EXIT_UNREACHED: Final = 2
 _LONGER: Final = 1.5  # the next life, if no run has ended in the last one
 _STANDSTILL: Final = frozenset({"completed", "failed", "cancelled", "dead", "diverged"})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do. Times are in seconds; `cut` is the chance of leaving after each event."""
-
-    url: str
-    opening: Request
-    prefix: str = "/_durable"
-    runs: int = 20
-    clients: int = 8  # runs at a time
-    readers: int = 3  # of each run, the one that begins it included
-    cut: float = 0.1
-    timeout_s: float = 120.0
-    seed: int = 0
-    kill_pid_file: Path | None = None
-    kill_every_s: float = 3.0
-    serve: str | None = None  # the server's command line
-    seconds: float | None = None  # begin runs for so long, however many these are
 
 
 @dataclass
@@ -86,6 +65,8 @@ class Findings:
         ]
         if self.unreached:
             lines.append(f"could not verify: {self.unreached}")
+        elif not self.runs and not self.violations:
+            lines.append("could not verify: no run was seen to its end")
         elif not self.violations:
             lines.append("no violation of I1, I2, I4, I5, I7, I8, I15 as far as they show outside")
         lines += [f"VIOLATION {violation}" for violation in self.violations]
@@ -101,37 +82,44 @@ class Verifier:
         self._show = show
         self._chance = random.Random(f"verify/{plan.seed}")  # noqa: S311 - a seed replays it
         self._begun = 0
+        self._under_way = 0
         self._until_s = 0.0
+        self._nobody = ""  # why nobody was killed when it was time to
         self._served = Served(plan.serve, plan.url) if plan.serve else None
 
     async def verify(self) -> Findings:
         """Begin the runs, follow them, judge them."""
-        if self._served is None:
-            return await self._verify()
         try:
-            await self._served.start()
-            return await self._verify()
+            if self._served is not None:
+                await self._served.start()
+            await self._verify()
         except* DoesNotServe as failed:
             self.findings.unreached = str(failed.exceptions[0])
         finally:
-            self._served.stop()
+            if self._served is not None:
+                self._served.stop()
+        if self._plan.kills and not self.findings.kills and not self.findings.unreached:
+            why = self._nobody or (
+                "the runs were over before the first was due: give --seconds, or a shorter "
+                "--kill-every"
+            )
+            self.findings.unreached = f"no kill happened: {why}"
         return self.findings
 
-    async def _verify(self) -> Findings:
+    async def _verify(self) -> None:
         plan = self._plan
         self._until_s = asyncio.get_running_loop().time() + (plan.seconds or 0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(60, connect=10)
         async with httpx.AsyncClient(base_url=plan.url, limits=limits, timeout=timeout) as http:
             if not await self._is_durable(http):
-                return self.findings
+                return
             async with asyncio.TaskGroup() as group:
                 killing = group.create_task(self._kill())
                 async with asyncio.TaskGroup() as clients:
                     for _ in range(plan.clients):
                         clients.create_task(self._client(http))
                 killing.cancel()
-        return self.findings
 
     async def _is_durable(self, http: httpx.AsyncClient) -> bool:
         """Say whether the endpoint answers at all, and as a durable one."""
@@ -140,18 +128,40 @@ class Verifier:
             async with http.stream(
                 opening.method, opening.path, content=opening.body, headers=opening.headers
             ) as response:
-                if "durable-run-id" not in response.headers:
-                    self.findings.unreached = (
-                        f"{opening.method} {opening.path} answered {response.status_code} without "
-                        "a Durable-Run-Id: is the route durable, and the request right?"
-                    )
+                run_id = response.headers.get("durable-run-id")
+            if run_id is None:
+                self.findings.unreached = (
+                    f"{opening.method} {opening.path} answered {response.status_code} without "
+                    "a Durable-Run-Id: is the route durable, and the request right?"
+                )
+            else:
+                self.findings.unreached = await self._unrouted(http, run_id)
         except httpx.TransportError as error:
             self.findings.unreached = f"{self._plan.url} does not answer: {error!r}"
         return self.findings.unreached is None
 
+    async def _unrouted(self, http: httpx.AsyncClient, run_id: str) -> str | None:
+        """Say why the control routes are not where they should be; None if they are there."""
+        path = f"{self._plan.prefix}/runs/{run_id}"
+        answer = await http.get(path)
+        try:
+            told = answer.json()
+        except ValueError:
+            told = None
+        if isinstance(told, dict):
+            # A run that the routes themselves do not know is not theirs to blame: that is I7.
+            if str(told.get("type")).endswith("/run-not-found"):
+                return None
+            if answer.status_code == 200 and told.get("id") == run_id and "status" in told:
+                return None
+        return (
+            f"GET {path} answered {answer.status_code}, not with the run: the control routes are "
+            f"not at {self._plan.prefix}, give their place as --prefix"
+        )
+
     async def _kill(self) -> None:
         plan, ended, every_s = self._plan, 0, self._plan.kill_every_s
-        while self._served is not None or plan.kill_pid_file is not None:
+        while plan.kills:
             await asyncio.sleep(every_s * self._chance.uniform(0.2, 1.8))
             # A step that takes longer than every life would never be done.
             every_s = plan.kill_every_s if self.findings.runs > ended else every_s * _LONGER
@@ -161,17 +171,14 @@ class Verifier:
                 self.findings.kills += 1
                 await self._served.start()
             elif plan.kill_pid_file is not None:
-                try:
-                    os.kill(int(plan.kill_pid_file.read_text()), signal.SIGKILL)
-                    self.findings.kills += 1
-                except (ProcessLookupError, ValueError, FileNotFoundError):
-                    continue  # between two lives
+                self._nobody = kill_named(plan.kill_pid_file)  # it may be between two lives
+                self.findings.kills += not self._nobody
 
     async def _client(self, http: httpx.AsyncClient) -> None:
-        loop = asyncio.get_running_loop()
-        while loop.time() < self._until_s if self._plan.seconds else self._begun < self._plan.runs:
+        while self._more():
             number = self._begun
             self._begun += 1
+            self._under_way += 1
             chance = random.Random(f"{self._plan.seed}/{number}")  # noqa: S311
             try:
                 async with asyncio.timeout(self._plan.timeout_s):
@@ -179,6 +186,7 @@ class Verifier:
             except TimeoutError:
                 detail = f"run {number} did not end in {self._plan.timeout_s:g} s"
                 self.findings.violations.append(Violation("I16", "?", detail))
+            self._under_way -= 1
             if self._show is not None:
                 found = self.findings
                 self._show.write(
@@ -187,9 +195,18 @@ class Verifier:
                 )
                 self._show.flush()
 
+    def _more(self) -> bool:
+        """Say whether to begin another run."""
+        if self._served is not None and not self.findings.kills and not self._under_way:
+            return True  # for the first kill to meet
+        if self._plan.seconds:
+            return asyncio.get_running_loop().time() < self._until_s
+        return self._begun < self._plan.runs
+
     @property
     def _of(self) -> str:
-        return "" if self._plan.seconds else f"/{self._plan.runs}"
+        more = self._plan.seconds or self._begun > self._plan.runs
+        return "" if more else f"/{self._plan.runs}"
 
     async def _one_run(self, http: httpx.AsyncClient, chance: random.Random) -> None:
         """Begin a run with several readers, and compare what they saw."""
@@ -273,57 +290,9 @@ class Verifier:
             await pause()
 
 
-def _plan(arguments: list[str] | None) -> tuple[Plan, bool]:
-    parser = argparse.ArgumentParser(
-        prog="python -m durable_endpoints.testing.verify",
-        description="Judge a durable endpoint from outside. Exit code 0: no violation; 1: "
-        "violations; 2: nothing could be verified.",
-    )
-    parser.add_argument("url", help="where the server is, as http://127.0.0.1:8000")
-    parser.add_argument("--path", required=True, help="path and query of the durable endpoint")
-    parser.add_argument("--method", default="POST")
-    parser.add_argument("--body", default="", help="the request's body, or @FILE")
-    parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
-    parser.add_argument("--prefix", default="/_durable", help="where the control routes are")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--seconds", type=float, help="begin runs for so long, not so many")
-    parser.add_argument("--clients", type=int, default=8, help="runs at a time")
-    parser.add_argument("--readers", type=int, default=3, help="readers of each run")
-    parser.add_argument("--cut", type=float, default=0.1, help="chance to leave after an event")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one run")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
-    parser.add_argument(
-        "--serve", metavar="COMMAND", help="start the server by this, kill it, start it again"
-    )
-    parser.add_argument("--kill-pid-file", type=Path, help="kill the process that it names")
-    parser.add_argument(
-        "--kill-every",
-        type=float,
-        default=3.0,
-        help="seconds between kills; longer while no run ends",
-    )
-    parser.add_argument("--quiet", action="store_true", help="print the findings only")
-    given = parser.parse_args(arguments)
-    headers = dict(_header(text) for text in given.header)
-    body = Path(given.body[1:]).read_bytes() if given.body[:1] == "@" else given.body.encode()
-    if body[:1] in (b"{", b"["):
-        headers.setdefault("content-type", "application/json")
-    plan = Plan(
-        given.url, Request(given.method, given.path, body, headers), given.prefix, given.runs,
-        given.clients, given.readers, given.cut, given.timeout, given.seed, given.kill_pid_file,
-        given.kill_every, given.serve, given.seconds,
-    )  # fmt: skip
-    return plan, given.quiet
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, _, value = text.partition(":")
-    return name.strip().lower(), value.strip()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Verify, print the findings, return the exit code."""
-    plan, quiet = _plan(arguments)
+    plan, quiet = asked_for(arguments)
     findings = asyncio.run(Verifier(plan, None if quiet else sys.stderr).verify())
     sys.stdout.write(f"{findings}\n")
     return findings.code
