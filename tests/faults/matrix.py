@@ -10,7 +10,6 @@ import asyncio
 import importlib
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,15 +33,13 @@ from tests.faults import (
     test_retention,
     test_soak,
 )
+from tests.faults.commands import Done, Trials, mutants, tests
 from tests.faults.disk import FailingDisk, ext4, tmpfs, why_no_mounts, why_no_shims
 from tests.simulation.sweep import Orders, met, sweep, unmet
 
-ROOT: Final = Path(__file__).parents[2]
 LIVES_A_STORE: Final = 20
 SYNCS: Final = 60  # the n-th sync of a life, n up to this
 
-Done = Callable[[int], None]  # told how many trials are over
-Trials = Callable[[Path, int, int, Done], list[str]]  # place, trials, seed -> what was wrong
 Makes = Callable[[CrashServer, random.Random, int], tuple[str, Life]]
 
 
@@ -291,37 +288,16 @@ def flips(place: Path, trials: int, seed: int, done: Done) -> list[str]:
     return wrong
 
 
-def tests(*names: str, seeds: str = "") -> Trials:
-    """Return trials that are runs of tests; `seeds` is the option that gives them a seed."""
-
-    def run(place: Path, trials: int, seed: int, done: Done) -> list[str]:
-        wrong = []
-        for number in range(trials):
-            command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p",
-                       "no:cacheprovider", *names]  # fmt: skip
-            command += [f"{seeds}={seed + number}"] if seeds else []
-            ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            if ended.returncode != 0:
-                wrong += ended.stdout.splitlines()[-8:]
-            done(number + 1)
-        return wrong
-
-    return run
-
-
-def mutants(place: Path, trials: int, seed: int, done: Done) -> list[str]:
-    """Break the engine in every known way; the tests must notice."""
-    command = [sys.executable, "-m", "tests.crash.mutants"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    done(trials)
-    return [] if ended.returncode == 0 else ended.stdout.splitlines()[-30:]
-
-
 def why_no_postgres() -> str:
     """Say why there is no PostgreSQL to break."""
     from tests.support.postgres import programs
 
     return "" if programs() is not None else "there is no PostgreSQL server's program"
+
+
+def why_no_proc() -> str:
+    """Say why processes cannot be looked into."""
+    return "" if sys.platform == "linux" else "prlimit and /proc are Linux's"
 
 
 ROWS: Final = (
@@ -355,14 +331,15 @@ ROWS: Final = (
     Row("F15", "PostgreSQL: backends and servers killed, cut off in COMMIT", "I1 I2 I6",
         tests("tests/postgres/test_commits.py"), 1, 50, why_no_postgres),
     Row("F16", "a power cut under PostgreSQL, and an older copy of its database (F17)", "I1 I4 I7",
-        tests("tests/postgres/test_lost.py"), 1, 50, why_no_postgres),
+        tests("tests/postgres/test_lost.py"), 1, 50,
+        lambda: why_no_postgres() or why_no_mounts()),
     Row("F18", "nodes stopped, killed, fenced; clients that change nodes", "I4 I5 I6",
         tests("tests/postgres/test_fleet.py", seeds="--fleet-seed"), 1, 200, why_no_postgres),
     Row("F19", "a stopped process goes on", "I1 I14", lives(_pause), 3, 500),
     Row("F21", "readers that leave and come back", "I4 I5",
         tests("tests/surface/test_readers.py", "tests/surface/test_resume.py"), 1, 50),
     Row("F22", "readers that take nothing", "I23: memory; they are let go",
-        tests("tests/surface/test_stalled.py"), 1, 20),
+        tests("tests/surface/test_stalled.py"), 1, 20, why_no_proc),
     Row("F25", "a crash after every item of a stream, every policy", "I5",
         lives(_cut_stream, endpoints=CUT_STREAMS), 9, 2_000),
     Row("F26", "kill -9 around effects, waits, signals, cancels, undoing (F27, F28)", "I3 I15 I16",
@@ -377,7 +354,8 @@ ROWS: Final = (
     Row("F34", "runs deleted, and their file vacuumed, under readers; a kill in between", "I5 I21",
         test_retention.trials, 3, 1_000),
     Row("F35", "descriptors and memory used up", "no wrong answer",
-        lives(_starved, endpoints=test_resources.AT_WORK, wrong=test_resources.wrong), 6, 200),
+        lives(_starved, endpoints=test_resources.AT_WORK, wrong=test_resources.wrong), 6, 200,
+        why_no_proc),
     Row("F36", "random sequences of calls against a model", "all",
         tests("tests/engine/test_race_machine.py"), 1, 100),
     Row("F37", "a soak: lives of 18 s, stopped now and then", "all; memory, descriptors, log",

@@ -12,6 +12,7 @@ from tests.crash.judge import Report
 from tests.faults import matrix
 from tests.simulation.sweep import ENOUGH, Orders, Tally
 
+SKIPPED = "import pytest\n\ndef test_one(): pytest.skip('no disk')"
 UNTOLD = Violation("I7", "run", "no client was told of this run: a key made two")
 
 
@@ -35,3 +36,38 @@ def test_schedules_that_meet_nothing_are_wrong(
     wrong = matrix.simulated(tmp_path, ENOUGH, 1, lambda _: None)
     assert "no schedule met: a run is suspended" in wrong
     assert matrix.simulated(tmp_path, ENOUGH - 1, 1, lambda _: None) == []
+
+
+@pytest.mark.parametrize(
+    "body, why",
+    [
+        ("def test_one(): pass", ""),
+        ("def test_one(): assert False", "FAILED "),
+        (SKIPPED, "no disk"),
+        (
+            "import pytest\n\ndef test_one(): pytest.skip('no disk')\n\ndef test_two(): pass",
+            "no disk",
+        ),
+        ("import pytest\n\n@pytest.mark.xfail\ndef test_one(): assert False", "1 xfailed"),
+        ("", "no tests ran"),
+    ],
+)
+def test_a_row_of_tests_holds_if_all_of_them_passed(body: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text(body)
+    config = tmp_path / "pytest.ini"
+    config.write_text("[pytest]\n")
+    over: list[int] = []
+    wrong = matrix.tests(str(file), "-c", str(config))(tmp_path, 1, 1, over.append)
+    assert bool(wrong) == bool(why)
+    assert why in "\n".join(wrong)
+    assert over == [1]
+
+
+def test_rows_whose_tests_need_more_than_there_is_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(row for row in matrix.ROWS if row.name == "F16")
+    monkeypatch.setattr(matrix, "why_no_postgres", lambda: "")
+    monkeypatch.setattr(matrix, "why_no_mounts", lambda: "no mounts")
+    assert row.why_not() == "no mounts"
+    monkeypatch.setattr(matrix, "why_no_postgres", lambda: "no server")
+    assert row.why_not() == "no server"
