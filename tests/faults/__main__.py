@@ -39,9 +39,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="only these, by comma")
     parser.add_argument("--times", type=float, default=1.0, help="so many times the counts")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
-    parser.add_argument("--keep", type=Path, help="keep stores and logs in this directory")
+    parser.add_argument("--keep", type=Path, help="keep stores and logs here, by their seed")
     parser.add_argument("--list", action="store_true", help="print the matrix, run nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.rows = chosen(options.rows)
+    if options.keep is not None and not options.list:
+        options.keep /= str(options.seed)
+        try:
+            options.keep.mkdir(parents=True)
+        except OSError as error:
+            parser.error(f"--keep: {error}; give another directory, or another --seed")
+    return options
 
 
 def chosen(names: str) -> list[Row]:
@@ -68,15 +76,23 @@ def shown(rows: list[Row], options: argparse.Namespace) -> Table:
     return table
 
 
-def _over(bar: Progress, task: TaskID, trials: int) -> None:
+def _over(bar: Progress, task: TaskID, row: Row, began_s: float, trials: int) -> None:
+    """Show that so many trials are over: where nobody sees the bar, by a line for each tenth."""
+    before = int(bar.tasks[task].completed)
     bar.update(task, completed=trials)
+    every = int(bar.tasks[task].total or 1)
+    tenth = 10 * trials // every
+    if not bar.console.is_terminal and 10 * before // every < tenth < 10:
+        took_s = time.monotonic() - began_s
+        bar.console.print(f"{row.name}: {trials:,} of {every:,} trials, {took_s:.0f} s",
+                          markup=False)  # fmt: skip
 
 
 def main() -> int:
     """Run what was asked for; print what did not hold."""
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 140)
-    rows = chosen(options.rows)
+    rows = options.rows
     console.print(shown(rows, options))
     if options.list:
         return 0
@@ -94,7 +110,7 @@ def main() -> int:
             place = (options.keep or Path(made)) / row.name
             place.mkdir(parents=True)
             try:
-                done = partial(_over, bar, task)
+                done = partial(_over, bar, task, row, began_s)
                 wrong = row.trials(place, trials, options.seed, done)
             except Exception:
                 wrong = ["the row itself failed", *traceback.format_exc().splitlines()[-6:]]
