@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.crash.waiting import __main__ as command
+from tests.crash.waiting.judge import Report
 from tests.crash.waiting.trials import in_parts, processors
 
 # Of each point around a wait, a signal, a timer, an effect and a compensation; the others have a
@@ -25,3 +28,15 @@ def test_every_point(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     print(f"seed {seed}: {report}")
     assert not report.violations, str(report)
     assert not report.missed, str(report)
+
+
+@pytest.mark.parametrize("missed, code", [([], 0), (["wait.begin:1"], 1)])
+def test_the_command_fails_where_a_point_did_not_come_up(
+    missed: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*_: object) -> Report:
+        return Report(missed=missed)
+
+    monkeypatch.setattr(command, "in_parts", killed)
+    monkeypatch.setattr(sys, "argv", ["waiting"])
+    assert command.main() == code
