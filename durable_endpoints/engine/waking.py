@@ -284,13 +284,14 @@ class Waking:
     async def signal(self, run: LiveRun, signal: Signal) -> Receipt:
         """Give a run a signal; returns when it is durable.
 
-        Raises: RunEnded, AlreadyAnswered, SignalRefused, Overloaded, RunNotFound.
+        Raises: RunEnded, AlreadyAnswered, SignalRefused, Overloaded, RunNotFound, Corrupt.
         """
         try:
             return await self._give(run, signal)
         except RunEnded:
             past = Waits(run)
-            past.restore(await read_journal(self._engine.store, run.id))
+            last = run.record.last_seq
+            past.restore(await read_journal(self._engine.store, run.id, last=last))
             known = past.look_back(signal)
             if known is None:
                 raise
