@@ -111,7 +111,12 @@ class Verifier:
         self._until_s = asyncio.get_running_loop().time() + (plan.seconds or 0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(60, connect=10)
-        async with httpx.AsyncClient(base_url=plan.url, limits=limits, timeout=timeout) as http:
+        # Whose a run is may be told by them: the control routes ask for that, too.
+        headers = {name: value for name, value in plan.opening.headers.items()
+                   if not name.startswith("content-")}  # fmt: skip
+        async with httpx.AsyncClient(
+            base_url=plan.url, headers=headers, limits=limits, timeout=timeout
+        ) as http:
             if not await self._is_durable(http):
                 return
             async with asyncio.TaskGroup() as group:

@@ -18,7 +18,7 @@ from durable_endpoints.testing.plan import asked_for
 from durable_endpoints.testing.serving import DoesNotServe, kill_named
 from durable_endpoints.testing.verify import EXIT_UNREACHED, Findings
 from tests.crash.process import CrashServer
-from tests.support.server import ROOT, free_port
+from tests.support.server import ROOT, Server, free_port
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
@@ -254,6 +254,18 @@ def test_command_lines_that_cannot_be_carried_out(
         asked_for([*words, "--path", "/sse"])
     assert ended.value.code == EXIT_UNREACHED
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_server_whose_runs_belong_to_somebody(tmp_path: Path) -> None:
+    """Who somebody is stands in a header, for the control routes as well."""
+    app, env = "tests.apps.surface:app", {"SURFACE_PRINCIPAL": "1"}
+    with Server(app, tmp_path, env=env) as server:
+        done = verify(
+            server.url, "--path", "/events/hand", "--method", "GET", "--runs", "4",
+            "--header", "x-user: ann",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 runs {'completed': 4}" in done.stdout
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:
