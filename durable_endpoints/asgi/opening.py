@@ -150,7 +150,7 @@ class Opening:
         return mounted.removeprefix(self.origin.get("root_path", "")) + str(template)
 
     def _settle_key(self, principal: str | None, name: str, key: str, run: LiveRun | None) -> None:
-        """Free the key once the run is durable: from then on the store finds it."""
+        """Free the key once the run is durable, or never will be: the store knows whose it is."""
         keys = self.host.engine.keys
         if run is None:
             keys.settle(principal, name, key, None)
@@ -159,6 +159,8 @@ class Opening:
         async def settle() -> None:
             try:
                 await run.durable(0)
+            except Fenced:  # what it had appended may be on its way to the store all the same
+                await run.log.flush()
             finally:
                 keys.settle(principal, name, key, run.id if run.durable_seq >= 0 else None)
 
