@@ -11,7 +11,7 @@ from durable_endpoints.asgi.problems import Problem, overloaded
 from durable_endpoints.asgi.request import capture, fingerprint, idempotency_key
 from durable_endpoints.engine.endpoints import EndpointSpec
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import ControlSignal, Fenced, Overloaded
+from durable_endpoints.errors import ControlSignal, Fenced, Overloaded, RunNotFound
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -60,7 +60,7 @@ class Opening:
         raise overloaded("others take the same key again and again; try again shortly")
 
     async def _open(self, principal: str | None, name: str) -> LiveRun | None:
-        """Begin the run; None if another node was faster: then there is another run to be led to.
+        """Begin the run; None if it is to be looked again whether there is a run to be led to.
 
         Raises: Problem, Overloaded; Attached.
         """
@@ -73,7 +73,9 @@ class Opening:
         print_ = fingerprint(self.origin, self.body)
         known = await keys.reserve(principal, name, key)
         if known is not None:
-            run = await self.host.engine.observe(known, principal)
+            run = await self._found(known, principal)
+            if run is None:
+                return None
             if run.record.fingerprint != print_:
                 detail = "this Idempotency-Key was used with another request; choose a new one"
                 raise Problem(422, "idempotency-key-reused", detail)
@@ -95,13 +97,23 @@ class Opening:
         conflicts = self.host.engine.conflicts
         async with conflicts.at(principal, name, place) as holder:
             if holder is not None and policy == "attach":
-                raise Attached(await self.host.engine.observe(holder, principal))
+                found = await self._found(holder, principal)
+                if found is None:
+                    return None
+                raise Attached(found)
             if holder is not None and policy == "reject":
                 detail = f"run {holder} is at work on {place!r}; try again when it has ended"
                 raise Problem(409, "run-conflict", detail, fields={"run_id": holder})
             if holder is not None and policy == "replace":
                 await conflicts.replace(holder, principal)
             return await self._accepted(self._begin(principal, name, key, print_, exclusive=True))
+
+    async def _found(self, run_id: str, principal: str | None) -> LiveRun | None:
+        """Return a run that the store had just now; None if it was deleted since."""
+        try:
+            return await self.host.engine.observe(run_id, principal)
+        except RunNotFound:
+            return None
 
     async def _accepted(self, run: LiveRun) -> LiveRun | None:
         """Where other nodes may take the same key: wait until the store says whose it is."""
