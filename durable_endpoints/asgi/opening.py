@@ -96,6 +96,8 @@ class Opening:
             return run if key is None else await self._accepted(run)
         conflicts = self.host.engine.conflicts
         async with conflicts.at(principal, name, place) as holder:
+            if holder is not None and not await self._is_durable(holder):
+                return None
             if holder is not None and policy == "attach":
                 found = await self._found(holder, principal)
                 if found is None:
@@ -107,6 +109,18 @@ class Opening:
             if holder is not None and policy == "replace":
                 await conflicts.replace(holder, principal)
             return await self._accepted(self._begin(principal, name, key, print_, exclusive=True))
+
+    async def _is_durable(self, run_id: str) -> bool:
+        """Wait until a run is durable: before that nobody is told of it (I7). False if it goes."""
+        live = self.host.engine.runs.get(run_id)
+        if live is None:
+            return True
+        try:
+            await live.durable(0)
+        except Fenced:  # what it had appended may be on its way to the store all the same
+            await live.log.flush()
+            return False
+        return True
 
     async def _found(self, run_id: str, principal: str | None) -> LiveRun | None:
         """Return a run that the store had just now; None if it was deleted since."""

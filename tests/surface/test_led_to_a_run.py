@@ -117,3 +117,32 @@ def test_a_run_that_is_deleted_meanwhile_makes_place(path: str, key: dict[str, s
             assert len(one.begun) == 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"), [("attach", '"a"'), ("reject", "run-conflict"), ("replace", '"b"')]
+)  # fmt: skip
+def test_i7_nobody_is_told_of_a_run_before_it_is_durable(policy: str, text: str) -> None:
+    async def main() -> None:
+        async with house() as one:
+            one.store.go.clear()
+            first = asyncio.create_task(one.http.post(f"/{policy}?text=a"))
+            await one.store.writes.wait()
+            second = asyncio.create_task(one.http.post(f"/{policy}?text=b"))
+            places = one.engine.conflicts._locks
+            while not (second.done() or len(one.begun) > 1):
+                if any(place.locked() for place in places.values()):
+                    break  # it waits there
+                await asyncio.sleep(0)
+            assert not second.done()
+            assert one.begun == ["a"]
+            one.store.go.set()
+            if policy == "reject":
+                is_problem(await second, 409, "run-conflict")
+            elif policy == "replace":
+                is_problem(await first, 409, "run-cancelled")
+            one.gate.set()
+            assert text in (await second).text
+            await first
+
+    asyncio.run(main())
