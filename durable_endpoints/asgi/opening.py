@@ -11,7 +11,7 @@ from durable_endpoints.asgi.problems import Problem, overloaded
 from durable_endpoints.asgi.request import capture, fingerprint, idempotency_key
 from durable_endpoints.engine.endpoints import EndpointSpec
 from durable_endpoints.engine.run import LiveRun
-from durable_endpoints.errors import ControlSignal, Fenced, Overloaded, RunNotFound
+from durable_endpoints.errors import ControlSignal, Corrupt, Fenced, Overloaded, RunNotFound
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -46,7 +46,7 @@ class Opening:
     async def open(self) -> LiveRun:
         """Begin the run.
 
-        Raises: Problem; Attached if another run answers.
+        Raises: Problem; Attached if another run answers; Corrupt if that is damaged.
         """
         principal = await self.host.principal_of(self.scope)
         name = f"{self.scope['method']} {self._route()}"
@@ -62,7 +62,7 @@ class Opening:
     async def _open(self, principal: str | None, name: str) -> LiveRun | None:
         """Begin the run; None if it is to be looked again whether there is a run to be led to.
 
-        Raises: Problem, Overloaded; Attached.
+        Raises: Problem, Overloaded, Corrupt; Attached.
         """
         keys = self.host.engine.keys
         key = idempotency_key(self.scope)
@@ -123,11 +123,17 @@ class Opening:
         return True
 
     async def _found(self, run_id: str, principal: str | None) -> LiveRun | None:
-        """Return a run that the store had just now; None if it was deleted since."""
+        """Return a run that the store had just now; None if it was deleted since.
+
+        Raises: Corrupt.
+        """
         try:
-            return await self.host.engine.observe(run_id, principal)
+            run = await self.host.engine.observe(run_id, principal)
         except RunNotFound:
             return None
+        if run.damaged:
+            raise Corrupt(run.id)
+        return run
 
     async def _accepted(self, run: LiveRun) -> LiveRun | None:
         """Where other nodes may take the same key: wait until the store says whose it is."""

@@ -19,7 +19,7 @@ from tests.surface.wire import is_problem
 
 KEY = {"idempotency-key": "k"}
 ASYNC = {"prefer": "respond-async"}
-PATIENCE_S = 20
+PATIENCE_S = 10
 
 
 class Watched(MemoryStore):
@@ -65,6 +65,7 @@ class House:
         self.gate = asyncio.Event()
         app = FastAPI()
         app.post("/plain")(durable(self._asks))
+        app.post("/done")(durable(self._ends))
         for policy in ("attach", "reject", "replace"):
             alone = durable(concurrency_key="one", on_conflict=policy)
             app.post(f"/{policy}")(alone(self._passes))
@@ -77,17 +78,22 @@ class House:
         self.begun.append("")
         return str(await wait_for_signal("go"))
 
+    async def _ends(self) -> str:
+        self.begun.append("")
+        return ""
+
     async def _passes(self, text: str) -> str:
         self.begun.append(text)
         await self.gate.wait()
         return text
 
     async def resting(self, path: str) -> str:
-        """Return a run that is suspended."""
+        """Return a run that is suspended, or at its end, and no longer in memory."""
         answer = await self.http.post(path, headers=KEY | ASYNC)
         run_id = answer.headers["durable-run-id"]
         while run_id in self.engine.runs:
             await asyncio.sleep(0.001)
+        self.engine.idle.pop(run_id, None)
         return str(run_id)
 
     async def drop(self, run_id: str) -> None:
@@ -115,6 +121,21 @@ def test_a_run_that_is_deleted_meanwhile_makes_place(path: str, key: dict[str, s
             assert answer.headers["durable-run-id"] != gone
             assert await one.store.get(gone) is None
             assert len(one.begun) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "key"), [("/plain", KEY), ("/waits", {}), ("/done", KEY)]
+)  # fmt: skip
+def test_i20_who_is_led_to_a_damaged_run_is_told_so(path: str, key: dict[str, str]) -> None:
+    async def main() -> None:
+        async with house() as one:
+            run_id = await one.resting(path)
+            del one.store._frames[run_id][0]
+            for headers in (key, key | ASYNC):
+                is_problem(await one.http.post(path, headers=headers), 500, "run-damaged")
+            assert len(one.begun) == 1
 
     asyncio.run(main())
 
