@@ -139,7 +139,7 @@ class ControlRoutes:
     async def journal(self, request: Request) -> Response:
         """GET runs/{id}/journal: a page of entries, for people to read."""
         run = await self._host.observe(request.scope, request.path_params["run_id"])
-        after = _number(request.query_params.get("after"), -1)
+        after = _number(request.query_params.get("after"), -1, least=-1)
         limit = max(1, min(_number(request.query_params.get("limit"), 100), LIST_ROWS_MAX))
         known = run.durable_seq
         store = self._host.engine.store
@@ -288,12 +288,15 @@ def _labels(given: Sequence[str]) -> tuple[str, ...]:
         raise Problem(400, "malformed-label", str(error)) from error
 
 
-def _number(text: str | None, default: int) -> int:
+def _number(text: str | None, default: int, *, least: int | None = None) -> int:
     if text is None:
         return default
     if not _NUMBER.fullmatch(text):
         raise Problem(400, "malformed-number", f"{text!r} is not a number")
-    return int(text)
+    number = int(text)
+    if least is not None and number < least:
+        raise Problem(400, "malformed-number", f"{text} is too small: give {least} or more")
+    return number
 
 
 async def _come_back(send: Send) -> None:
