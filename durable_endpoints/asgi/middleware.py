@@ -11,12 +11,11 @@ from durable_endpoints import detector
 from durable_endpoints.asgi.cursor import parse
 from durable_endpoints.asgi.exchange import Exchange
 from durable_endpoints.asgi.host import HeadersHook, Host, OperatorHook, Options, PrincipalHook
-from durable_endpoints.asgi.problems import Problem, as_problem
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.routes import ControlRoutes
 from durable_endpoints.engine.attempts import inside_plain_step
 from durable_endpoints.engine.engine import Engine
-from durable_endpoints.errors import DurableError, StoreError
+from durable_endpoints.errors import StoreError
 from durable_endpoints.limits import SUSPEND_GRACE_S
 from durable_endpoints.stores.open import open_store
 from durable_endpoints.telemetry import observer
@@ -116,24 +115,12 @@ class DurableMiddleware:
             return
         if not self._host.template and "app" in scope:
             self._host.template = {"app": scope["app"]}
-        cursor = header(scope, b"last-event-id")
-        if parse(cursor) is not None:
-            await self._resume(cursor, scope, receive, send)
+        cursor = parse(header(scope, b"last-event-id"))
+        if cursor is not None:  # stock clients send the first request again, with our id
+            await self._control.resend(cursor, scope, receive, send)
             return
         exchange = Exchange(self._host, scope, receive, send)
         await exchange.handle(self.app, self._host.pattern_of(path))
-
-    async def _resume(self, cursor: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Go on with a run: stock clients send the first request again, with our id."""
-        known = parse(cursor)
-        assert known is not None
-        try:
-            run = await self._host.observe(scope, known.run_id)
-            await self._control.resume(run, cursor, scope, receive, send, wrapped=True)
-        except DurableError as error:
-            await as_problem(error).answer(send)
-        except Problem as problem:
-            await problem.answer(send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open before the app starts, recover once it has started, drain before it stops."""

@@ -15,7 +15,7 @@ from starlette.routing import Match, Route, Router
 
 from durable_endpoints.asgi import metrics
 from durable_endpoints.asgi.answering import Answering
-from durable_endpoints.asgi.cursor import resolve
+from durable_endpoints.asgi.cursor import Cursor, resolve
 from durable_endpoints.asgi.edge import node_risk, run_risk
 from durable_endpoints.asgi.fields import entry_fields, json, run_fields
 from durable_endpoints.asgi.problems import Problem, as_problem
@@ -67,34 +67,34 @@ class ControlRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what goes wrong is answered as a problem."""
-        prefix = self._host.options.prefix
-        path = get_route_path(scope)[len(prefix) :]
+        path = get_route_path(scope)[len(self._host.options.prefix) :]
+        streams = path.endswith("/stream") and _takes_events(scope)
+        await _answered(self._answer(path, scope, receive, send), send, streams=streams)
+
+    async def resend(self, cursor: Cursor, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a first request that came again with an id of ours: its run goes on."""
+
+        async def go_on() -> None:
+            run = await self._host.observe(scope, cursor.run_id)
+            text = header(scope, b"last-event-id")
+            await self.resume(run, text, scope, receive, send, wrapped=True)
+
+        await _answered(go_on(), send, streams=True)
+
+    async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         parts = path.split("/")
-        try:
-            if len(parts) == 4 and parts[1] == "runs" and parts[3] in self._raw:
-                await self._raw[parts[3]](scope, receive, send, parts[2])
-                return
-            if self._console.owns(path):
-                await self._console(scope, receive, send, path)
-                return
-            inner = {**scope, "path": path, "root_path": "", "router": None,
-                "durable.prefix": self._host.prefix_of(scope),
-            }  # fmt: skip
-            route, child = self._match(inner)
-            inner.update(child)
-            await route.handle(inner, receive, send)
-        except StoreAway as error:  # raised before anything was sent
-            if parts[-1] == "stream" and "text/event-stream" in (header(scope, b"accept") or ""):
-                await _come_back(send)
-            else:
-                await as_problem(error).answer(send)
-        except DurableError as error:
-            await as_problem(error).answer(send)
-        except Fenced as reason:  # the run goes on elsewhere: there it can be asked again
-            text = str(reason)
-            await Problem(503, "interrupted", text, [("retry-after", "1")]).answer(send)
-        except Problem as problem:
-            await problem.answer(send)
+        if len(parts) == 4 and parts[1] == "runs" and parts[3] in self._raw:
+            await self._raw[parts[3]](scope, receive, send, parts[2])
+            return
+        if self._console.owns(path):
+            await self._console(scope, receive, send, path)
+            return
+        inner = {**scope, "path": path, "root_path": "", "router": None,
+            "durable.prefix": self._host.prefix_of(scope),
+        }  # fmt: skip
+        route, child = self._match(inner)
+        inner.update(child)
+        await route.handle(inner, receive, send)
 
     def _match(self, scope: Scope) -> tuple[Route, dict[str, Any]]:
         allowed: set[str] = set()
@@ -162,9 +162,8 @@ class ControlRoutes:
         """GET runs/{id}/stream: the events behind a cursor, live."""
         host = self._host
         _only_get(scope)
-        accept = header(scope, b"accept") or ""
         run = await host.observe(scope, run_id)
-        wrapped = "text/event-stream" in accept or host.wants_control(scope)
+        wrapped = _takes_events(scope) or host.wants_control(scope)
         cursor = header(scope, b"last-event-id")
         if cursor is None:
             cursor = Request(scope).query_params.get("after")
@@ -269,6 +268,31 @@ class ControlRoutes:
     async def client_js(self, request: Request) -> Response:  # noqa: ARG002
         """GET client.js: the browser's client, a plain ES module."""
         return FileResponse(_CLIENT_JS, media_type="text/javascript")
+
+
+async def _answered(work: Coroutine[Any, Any, None], send: Send, *, streams: bool) -> None:
+    """Do what answers a request; what goes wrong is answered as a problem.
+
+    `streams`: it is read as an event stream, by who would not come back after a problem.
+    """
+    try:
+        await work
+    except (StoreAway, Fenced) as reason:  # raised before anything was sent
+        if streams:
+            await _come_back(send)
+        elif isinstance(reason, Fenced):  # the run goes on elsewhere: there it can be asked again
+            text = str(reason)
+            await Problem(503, "interrupted", text, [("retry-after", "1")]).answer(send)
+        else:
+            await as_problem(reason).answer(send)
+    except DurableError as error:
+        await as_problem(error).answer(send)
+    except Problem as problem:
+        await problem.answer(send)
+
+
+def _takes_events(scope: Scope) -> bool:
+    return "text/event-stream" in (header(scope, b"accept") or "")
 
 
 def _not_allowed(methods: set[str]) -> Problem:
