@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from durable_endpoints.asgi.capture import ResponseCapture
 from durable_endpoints.asgi.opening import Attached, Opening
-from durable_endpoints.asgi.problems import Problem, as_problem
+from durable_endpoints.asgi.problems import Problem, as_problem, without_response
 from durable_endpoints.asgi.replies import send_accepted, send_whole
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import Tail, own_headers
@@ -378,8 +378,7 @@ class Exchange:
         except StreamAborted as aborted:
             if self.tail.began:
                 raise
-            reason = str(aborted)
-            problem = Problem(503, "interrupted", reason, [("retry-after", "1")])
+            problem = Problem(503, "interrupted", str(aborted), [("retry-after", "1")])
             if run.ended:
-                problem = Problem(500, f"run-{run.record.status}", reason)
+                problem = without_response(run.record, full=False)
             await self._tell(run, problem)

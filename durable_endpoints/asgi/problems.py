@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from durable_endpoints.asgi.fields import iso
+from durable_endpoints.asgi.fields import iso, run_fields
 from durable_endpoints.errors import (
     AlreadyAnswered,
     Corrupt,
@@ -22,6 +22,7 @@ from durable_endpoints.errors import (
     StoreError,
 )
 from durable_endpoints.links import BadLink, ExpiredLink
+from durable_endpoints.records import RunRecord
 
 if TYPE_CHECKING:
     from starlette.types import Send
@@ -92,6 +93,13 @@ def as_problem(error: DurableError) -> Problem:
         return Problem(500, "run-damaged", "the run's journal is damaged")
     detail = "the journal cannot be read now"
     return Problem(503, "store-unavailable", detail, [("retry-after", "1")])
+
+
+def without_response(run: RunRecord, *, full: bool) -> Problem:
+    """Return what is told of a run from which no response will come; `full`: to an operator."""
+    error = run_fields(run, full=full)["error"] or "it has no response"
+    status = 409 if run.status in ("cancelled", "completed") else 500
+    return Problem(status, f"run-{run.status}", f"the run is {run.status}: {error}")
 
 
 # Errors whose own words are for the client.

@@ -18,7 +18,7 @@ from durable_endpoints.asgi.answering import Answering
 from durable_endpoints.asgi.cursor import Cursor, resolve
 from durable_endpoints.asgi.edge import node_risk, run_risk
 from durable_endpoints.asgi.fields import entry_fields, json, run_fields
-from durable_endpoints.asgi.problems import Problem, as_problem
+from durable_endpoints.asgi.problems import Problem, as_problem, without_response
 from durable_endpoints.asgi.request import header
 from durable_endpoints.asgi.tail import Tail
 from durable_endpoints.console import Door
@@ -191,7 +191,9 @@ class ControlRoutes:
             )
         offset = await resolve(host.engine.store, run, cursor, rewinds=rewinds)
         finished = run.response_ended or run.ended
-        if cursor and finished and offset >= run.durable_offset and not rewinds:
+        # A head without a body is nothing that an event stream shows.
+        shown = max(offset, run.head is not None)
+        if (cursor or wrapped) and finished and shown >= run.durable_offset and not rewinds:
             # 204 is what tells an EventSource to stop (WHATWG HTML, section 9.2.3).
             await Response(status_code=204, headers={"durable-run-id": run.id})(
                 scope, receive, send
@@ -201,7 +203,7 @@ class ControlRoutes:
             host.engine.store, run, send, prefix=host.prefix_of(scope), offset=offset,
             wrapped=wrapped, rewinds=rewinds,
         )  # fmt: skip
-        await _until_gone(tail, receive)
+        await _until_gone(tail, receive, full=await host.is_operator(scope))
 
     async def response(self, scope: Scope, receive: Receive, send: Send, run_id: str) -> None:
         """GET runs/{id}/response: the handler's own answer, when it is complete."""
@@ -211,14 +213,11 @@ class ControlRoutes:
         if run.damaged:
             raise Corrupt(run.id)
         full = await host.is_operator(scope)
-        status = run.record.status
         if run.response_ended:
             tail = Tail(host.engine.store, run, send, prefix=host.prefix_of(scope), raw=True)
-            await _until_gone(tail, receive)
-        elif run.ended or status == "diverged":
-            fields = run_fields(run.record, full=full)
-            detail = f"the run is {status}: {fields['error'] or 'it has no response'}"
-            raise Problem(409 if status == "cancelled" else 500, f"run-{status}", detail)
+            await _until_gone(tail, receive, full=full)
+        elif run.ended or run.record.status == "diverged":
+            raise without_response(run.record, full=full)
         else:
             answer = json(run_fields(run.record, full=full), 202, retry_after="1")
             await answer(scope, receive, send)
@@ -330,8 +329,11 @@ async def _come_back(send: Send) -> None:
     await send({"type": "http.response.body", "body": b"retry: 1000\n\n"})
 
 
-async def _until_gone(tail: Tail, receive: Receive) -> None:
-    """Follow a run until its end, or until the reader leaves."""
+async def _until_gone(tail: Tail, receive: Receive, *, full: bool) -> None:
+    """Follow a run until its end, or until the reader leaves; `full`: who is an operator.
+
+    Raises: Problem; StreamAborted once something was sent.
+    """
 
     async def leave() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -349,6 +351,8 @@ async def _until_gone(tail: Tail, receive: Receive) -> None:
         return
     error = following.exception()
     if isinstance(error, StreamAborted) and not tail.began:
+        if tail.run.ended:
+            raise without_response(tail.run.record, full=full)
         raise Problem(503, "interrupted", str(error), [("retry-after", "1")])
     if error is not None and not isinstance(error, OSError):
         raise error
