@@ -27,7 +27,7 @@ from durable_endpoints.engine.run import LiveRun
 from durable_endpoints.errors import Corrupt, DurableError, Fenced, StoreAway, StreamAborted
 from durable_endpoints.labels import asked as labels_asked
 from durable_endpoints.limits import LIST_ROWS_MAX, READERS_PER_RUN_MAX
-from durable_endpoints.states import TRANSITIONS
+from durable_endpoints.states import TERMINAL, TRANSITIONS
 from durable_endpoints.stores.protocol import Query
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class ControlRoutes:
         known = run.durable_seq
         store = self._host.engine.store
         entries = await read_journal(store, run.id, seq=after + 1, last=known)
+        if run.record.status in TERMINAL and entries and entries[-1].seq > run.durable_seq:
+            raise Corrupt(f"run {run.id}: its row ends at {run.durable_seq}, its journal later")
         page = [entry for entry in entries[:limit] if entry.seq <= run.durable_seq]
         following = page[-1].seq if page and len(entries) > limit else None
         return json({"entries": [entry_fields(entry) for entry in page], "next": following})
