@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -20,6 +22,7 @@ from durable_endpoints.engine.wait import LISTED
 from durable_endpoints.engine.waiting import check_name
 from durable_endpoints.errors import (
     AlreadyAnswered,
+    Corrupt,
     Overloaded,
     RunEnded,
     RunNotFound,
@@ -38,6 +41,15 @@ if TYPE_CHECKING:
 
 _PLAIN: Final = frozenset({"signal"})
 _Event = tuple[bool, str | None, str, str]  # from an operator, whose, name, id
+logger = logging.getLogger("durable_endpoints")
+
+
+@dataclass(slots=True)
+class _Reached:
+    """The runs that an event has reached; `late` says why another one has yet to take it."""
+
+    runs: dict[str, None] = field(default_factory=dict)
+    late: str | None = None
 
 
 class Answering:
@@ -45,7 +57,7 @@ class Answering:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._answered: OrderedDict[_Event, list[str]] = OrderedDict()
+        self._reached: OrderedDict[_Event, _Reached] = OrderedDict()
         self.routes = [
             Route("/runs/{run_id}/signals/{name}", self.signal, methods=["POST"]),
             Route("/runs/{run_id}/retry", self.retry, methods=["POST"]),
@@ -69,7 +81,10 @@ class Answering:
         return json({"outcome": receipt.outcome, "seq": receipt.seq}, status)
 
     async def event(self, request: Request) -> Response:
-        """POST events/{name}: to every run that waits for it by these fields."""
+        """POST events/{name}: to every run that waits for it by these fields.
+
+        Raises: Overloaded if one cannot take it now, once all the others have it.
+        """
         host = self._host
         name, signal_id = _name(request), _signal_id(request)
         data = await json_of(request)
@@ -82,37 +97,44 @@ class Answering:
             raise Problem(403, "operators-only", detail)
         await host.ensure_open()
         event = None if signal_id is None else (operator, principal, name, signal_id)
-        known = self._answered.get(event) if event is not None else None
-        if known is not None:
-            return json({"runs": known})
+        known = self._reached.get(event) if event is not None else None
+        if known is not None and known.late is None:
+            return json({"runs": list(known.runs)})
         query = WaitQuery(
             name, ("signal",), payload=data, principal=principal, any_principal=operator,
             limit=LIST_ROWS_MAX,
         )  # fmt: skip
         reached = await self._give_all(query, data, signal_id or uuid4().hex, principal)
-        if not reached:
+        if known is not None:
+            reached.runs = known.runs | reached.runs
+        if event is not None and reached.runs:
+            self._reached[event] = reached
+            while len(self._reached) > EVENTS_REMEMBERED_MAX:
+                self._reached.popitem(last=False)
+        if reached.late is not None:
+            raise Overloaded(reached.late)
+        if not reached.runs:
             raise Problem(404, "nobody-waits", f"no run waits for {name!r} with these fields")
-        if event is not None:
-            self._answered[event] = reached
-            while len(self._answered) > EVENTS_REMEMBERED_MAX:
-                self._answered.popitem(last=False)
-        return json({"runs": reached}, 202)
+        return json({"runs": list(reached.runs)}, 202)
 
     async def _give_all(
         self, query: WaitQuery, data: Any, event_id: str, by: str | None
-    ) -> list[str]:
-        """Give an event to all waits of a query, page by page; return the runs reached."""
-        reached: dict[str, None] = {}
+    ) -> _Reached:
+        """Give an event to all waits of a query, page by page; one holds up no other."""
+        reached = _Reached()
         tried: set[tuple[str, str]] = set()
         while True:
             page = await self._host.engine.store.waits(query)
             fresh = [wait for wait in page if (wait.run_id, wait.ident) not in tried]
             for wait in fresh:
                 tried.add((wait.run_id, wait.ident))
-                if await self._give(wait, data, event_id, by):
-                    reached[wait.run_id] = None
+                try:
+                    if await self._give(wait, data, event_id, by):
+                        reached.runs[wait.run_id] = None
+                except Overloaded as error:
+                    reached.late = str(error)
             if not fresh or len(page) < query.limit:
-                return list(reached)
+                return reached
 
     async def _give(self, wait: WaitRecord, data: Any, event_id: str, by: str | None) -> bool:
         engine = self._host.engine
@@ -123,6 +145,9 @@ class Answering:
             )
         except (RunEnded, RunNotFound, AlreadyAnswered, SignalRefused):
             return False  # somebody was faster
+        except Corrupt as error:
+            logger.warning("run %s is not reached by event %r: %s", wait.run_id, wait.name, error)
+            return False
         return True
 
     async def retry(self, request: Request) -> Response:
