@@ -19,7 +19,8 @@ Row = list[str]
 _BUSY_PCT = 8.0
 _SIDE_BY_SIDE = 4  # contenders; more of them get a row each instead of a column
 _ON_DISK = "on disk when the answer leaves"
-_ROOM_FOR_ON_DISK = 160  # characters of a line; a narrower one would show it letter by letter
+# Characters of a line; a narrower one would show it letter by letter, and cut the brackets off.
+_ROOM_FOR_ON_DISK = 160
 
 
 def _cell(spread: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
@@ -175,7 +176,10 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print a result's table."""
     columns, rows = table(result)
     if columns[-1] == _ON_DISK and console.width < _ROOM_FOR_ON_DISK:
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
+        columns, rows = (
+            columns[:-1],
+            [[name, *(cell.partition(" (")[0] for cell in cells)] for name, *cells, _ in rows],
+        )
     drawn = Table(title=f"{result['kind']} at {result['machine']['commit']}")
     for n, name in enumerate(columns):
         drawn.add_column(name, justify="right" if n else "left", no_wrap=n == 0, min_width=6)
