@@ -85,7 +85,7 @@ class Opening:
             begun = await self._exclusively(principal, name, key, print_)
             return begun
         finally:
-            self._settle_key(principal, name, key, begun)
+            self.host.spawn(keys.settle_by(principal, name, key, begun))
 
     async def _exclusively(
         self, principal: str | None, name: str, key: str | None, print_: str | None
@@ -180,20 +180,3 @@ class Opening:
             return get_route_path(self.origin)
         mounted: str = self.scope.get("root_path", "")
         return mounted.removeprefix(self.origin.get("root_path", "")) + str(template)
-
-    def _settle_key(self, principal: str | None, name: str, key: str, run: LiveRun | None) -> None:
-        """Free the key once the run is durable, or never will be: the store knows whose it is."""
-        keys = self.host.engine.keys
-        if run is None:
-            keys.settle(principal, name, key, None)
-            return
-
-        async def settle() -> None:
-            try:
-                await run.durable(0)
-            except Fenced:  # what it had appended may be on its way to the store all the same
-                await run.log.flush()
-            finally:
-                keys.settle(principal, name, key, run.id if run.durable_seq >= 0 else None)
-
-        self.host.spawn(settle())

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
+from durable_endpoints.errors import Fenced
 from durable_endpoints.stores.protocol import Store
+
+if TYPE_CHECKING:
+    from durable_endpoints.engine.run import LiveRun
 
 
 class Keys:
@@ -17,7 +22,7 @@ class Keys:
     async def reserve(self, principal: str | None, name: str, key: str) -> str | None:
         """Return the run that has this idempotency key, or reserve the key (I7).
 
-        After None the caller must call `settle`.
+        After None the caller must see to `settle_by`.
         """
         place = (principal, name, key)
         while True:
@@ -44,3 +49,20 @@ class Keys:
         waiting = self._places.pop((principal, name, key), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(run_id)
+
+    async def settle_by(
+        self, principal: str | None, name: str, key: str, run: LiveRun | None
+    ) -> None:
+        """Free a reserved key once its run is durable, or never will be: the store knows then.
+
+        `run`: the one that was begun with it; None if none was.
+        """
+        try:
+            if run is not None:
+                await run.durable(0)
+        except Fenced:  # what it had appended may be on its way to the store all the same
+            assert run is not None
+            await run.log.flush()
+        finally:
+            known = run.id if run is not None and run.durable_seq >= 0 else None
+            self.settle(principal, name, key, known)

@@ -98,20 +98,7 @@ async def begin(
         return begun
     finally:
         if key is not None:
-            host.spawn(_settled(host, begun, principal, name, key))
-
-
-async def _settled(
-    host: Host, run: LiveRun | None, principal: str | None, name: str, key: str
-) -> None:
-    """Free the key once the run is durable: from then on the store finds it."""
-    keys = host.engine.keys
-    try:
-        if run is not None:
-            await run.durable(0)
-    finally:
-        known = run.id if run is not None and run.durable_seq >= 0 else None
-        keys.settle(principal, name, key, known)
+            host.spawn(engine.keys.settle_by(principal, name, key, begun))
 
 
 def _digest(value: object) -> str:
