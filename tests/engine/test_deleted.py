@@ -9,13 +9,11 @@ from functools import partial
 import pytest
 
 from durable_endpoints import (
-    Retry,
     RunDeleted,
     RunNotFound,
     current_run,
     durable,
     emit,
-    step,
     wait_for_signal,
 )
 from durable_endpoints.engine.engine import Engine
@@ -27,6 +25,7 @@ from durable_endpoints.limits import CHILD_RECHECK_S, READ_BYTES_MAX
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query
 from durable_endpoints.testing import TestClock
+from tests.engine.giving_up import gives_up
 from tests.engine.worlds import World, play, world
 from tests.support.vanishing import Vanishing
 
@@ -101,6 +100,16 @@ def doom(scenario: Callable[[World, Run], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_who_signals_a_run_that_is_deleted_meanwhile_is_told_that_it_is_gone() -> None:
+    """Whether it had the signal before it ended cannot be seen any more."""
+
+    async def scenario(one: World, run: Run) -> None:
+        with pytest.raises(RunDeleted):
+            await run.signal("go on")
+
+    doom(scenario)
+
+
 def test_i20_a_run_that_is_deleted_while_it_is_looked_for_is_not_taken_for_damaged() -> None:
     async def scenario(one: World, run: Run) -> None:
         with pytest.raises(RunDeleted):
@@ -170,16 +179,6 @@ def test_looks_for_runs_that_nobody_has_leave_nothing_in_memory() -> None:
 @durable
 async def succeeds() -> str:
     return "done"
-
-
-@step(retry=Retry(attempts=1))
-async def fail() -> None:
-    raise ConnectionError("gone")
-
-
-@durable
-async def gives_up() -> None:
-    await fail()
 
 
 @durable

@@ -12,13 +12,11 @@ import pytest
 
 from durable_endpoints import (
     Overloaded,
-    Retry,
     RunDeleted,
     RunFailed,
     RunNotFound,
     current_run,
     durable,
-    step,
     wait_for_signal,
 )
 from durable_endpoints.engine.engine import Engine
@@ -28,6 +26,7 @@ from durable_endpoints.records import Frame
 from durable_endpoints.stores.memory import MemoryStore
 from durable_endpoints.stores.protocol import Query, StoredFrame
 from durable_endpoints.testing import TestClock
+from tests.engine.giving_up import gives_up
 from tests.engine.worlds import PATIENCE_S, World, play, world
 
 DAMAGED = "damaged: a frame's checksum does not match its bytes"
@@ -229,16 +228,6 @@ class Dropped(MemoryStore):
         if run_id == self.doomed:
             await self.delete(run_id)
         return await super().read(run_id, **where)
-
-
-@step(retry=Retry(attempts=1))
-async def fail() -> None:
-    raise ConnectionError("gone")
-
-
-@durable
-async def gives_up() -> None:
-    await fail()
 
 
 @pytest.mark.parametrize(

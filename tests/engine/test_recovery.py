@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from durable_endpoints import Retry, durable, step, wait_for_signal
+from durable_endpoints import durable, step, wait_for_signal
 from durable_endpoints.errors import Fenced, RunDeleted
+from tests.engine.giving_up import gives_up
 from tests.engine.worlds import PATIENCE_S, World, world
 
 
@@ -80,16 +81,6 @@ def test_a_reader_hears_of_the_end_that_another_process_wrote() -> None:
             assert await (await new.run_of(run.id)).result() == "done"
 
     asyncio.run(main())
-
-
-@step(retry=Retry(attempts=1))
-async def fail() -> None:
-    raise ConnectionError("gone")
-
-
-@durable
-async def gives_up() -> None:
-    await fail()
 
 
 def test_who_looks_at_a_dead_run_sees_it_dropped_and_deleted() -> None:

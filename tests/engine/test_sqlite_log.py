@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ from tests.conformance.made import opening
 from tests.engine.worlds import PATIENCE_S
 
 SECRET = b"of-somebody-who-wants-to-be-forgotten"
+
+
+@contextmanager
+def backup(file: Path) -> Iterator[None]:
+    """Read a database from outside, as it is now."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as reading:
+        reading.execute("begin")
+        reading.execute("select count(*) from runs").fetchone()
+        yield
 
 
 def holds_it(place: Path) -> bool:
@@ -33,15 +43,12 @@ def test_i21_a_deletion_during_a_backup_keeps_nobody_waiting_and_is_made_good(
         store = SQLiteStore(file)
         await store.open()
         await store.append([opening("r1", data=SECRET)])
-        with closing(sqlite3.connect(file, isolation_level=None)) as backup:
-            backup.execute("begin")
-            backup.execute("select count(*) from runs").fetchone()
+        with backup(file):
             deleting = asyncio.create_task(store.delete("r1"))
             while await store.get("r1") is not None:
                 await asyncio.sleep(0)
             await store.append([opening("r2")])
             assert not deleting.done(), "the commit came behind what the deletion waits for"
-            backup.execute("commit")
         assert await deleting
         assert not holds_it(tmp_path)
         await store.close()
@@ -59,9 +66,7 @@ def test_i21_a_deletion_does_not_wait_for_ever_and_is_made_good_behind(
         store = SQLiteStore(file)
         await store.open()
         await store.append([opening("r1", data=SECRET)])
-        with closing(sqlite3.connect(file, isolation_level=None)) as backup:
-            backup.execute("begin")
-            backup.execute("select count(*) from runs").fetchone()
+        with backup(file):
             assert await store.delete("r1")
             assert holds_it(tmp_path)
         while holds_it(tmp_path):
@@ -81,9 +86,7 @@ def test_a_deletion_that_waits_for_a_backup_does_not_keep_the_store_open(
         store = SQLiteStore(file)
         await store.open()
         await store.append([opening("r1", data=SECRET)])
-        with closing(sqlite3.connect(file, isolation_level=None)) as backup:
-            backup.execute("begin")
-            backup.execute("select count(*) from runs").fetchone()
+        with backup(file):
             assert await store.delete("r1")
             await store.close()
         await store.open()  # the log is emptied at the start, too
