@@ -193,8 +193,8 @@ class ControlRoutes:
             )
         offset = await resolve(host.engine.store, run, cursor, rewinds=rewinds)
         finished = run.response_ended or run.ended
-        # A head without a body is nothing that an event stream shows.
-        shown = max(offset, run.head is not None)
+        # A head, the first event, without a body is nothing that an event stream shows.
+        shown = offset if run.head is None else max(offset, 1)
         if (cursor or wrapped) and finished and shown >= run.durable_offset and not rewinds:
             # 204 is what tells an EventSource to stop (WHATWG HTML, section 9.2.3).
             await Response(status_code=204, headers={"durable-run-id": run.id})(
